@@ -1,0 +1,108 @@
+//! Weights as they lie in a file: views that a backend packs.
+
+/// How the values of a weight are stored. The quantized kinds are GGML's, laid out in blocks along
+/// the inner dimension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightKind {
+    /// 32-bit IEEE floats.
+    F32,
+    /// 16-bit IEEE floats.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// 32 values of 4 bits, one f16 scale.
+    Q4_0,
+    /// 32 values of 5 bits, one f16 scale.
+    Q5_0,
+    /// 32 values of 8 bits, one f16 scale.
+    Q8_0,
+    /// 256 values of 4 bits in 8 sub-blocks with 6-bit scales and minimums.
+    Q4K,
+    /// 256 values of 5 bits in 8 sub-blocks with 6-bit scales and minimums.
+    Q5K,
+    /// 256 values of 6 bits in 16 sub-blocks with 8-bit scales.
+    Q6K,
+}
+
+impl WeightKind {
+    /// Values in one block.
+    #[must_use]
+    pub fn block_values(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::Q4_0 | Self::Q5_0 | Self::Q8_0 => 32,
+            Self::Q4K | Self::Q5K | Self::Q6K => 256,
+        }
+    }
+
+    /// Bytes of one block.
+    #[must_use]
+    pub fn block_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Q4_0 => 18,
+            Self::Q5_0 => 22,
+            Self::Q8_0 => 34,
+            Self::Q4K => 144,
+            Self::Q5K => 176,
+            Self::Q6K => 210,
+        }
+    }
+
+    /// Whether values are stored in blocks with scales.
+    #[must_use]
+    pub fn is_quantized(self) -> bool {
+        self.block_values() > 1
+    }
+
+    /// Bytes of one row of `columns` values; `None` if it does not consist of whole blocks.
+    #[must_use]
+    pub fn row_bytes(self, columns: usize) -> Option<usize> {
+        let values = self.block_values();
+        columns.is_multiple_of(values).then(|| columns / values * self.block_bytes())
+    }
+}
+
+/// A matrix `[rows, columns]` in a file, row-major; `rows` are outputs (or vocabulary entries),
+/// `columns` the inner dimension.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightView<'a> {
+    /// Name in the file, for messages.
+    pub name: &'a str,
+    /// How values are stored.
+    pub kind: WeightKind,
+    /// Outputs.
+    pub rows: usize,
+    /// Inner width.
+    pub columns: usize,
+    /// `rows * kind.row_bytes(columns)` bytes.
+    pub data: &'a [u8],
+}
+
+/// How the sum along the inner dimension of a linear layer is cut.
+///
+/// A row-parallel layer's sum is taken over `segments` equal ranges of columns, each in float32 from
+/// zero, and joined by a fixed binary tree of neighbours: `((s0 + s1) + (s2 + s3)) + ...`. The number
+/// comes from the model's shape, never from the number of ranks, so that ranks cannot change a bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InnerSplit {
+    /// A power of two that divides the inner width; 1 for layers that are not row-parallel.
+    pub segments: usize,
+}
+
+impl InnerSplit {
+    /// Not cut.
+    pub const WHOLE: Self = Self { segments: 1 };
+
+    /// The contract's number of segments for `units` indivisible units of columns: the largest power
+    /// of two, at most 8, that divides them.
+    #[must_use]
+    pub fn of_units(units: usize) -> Self {
+        let mut segments = 8;
+        while segments > 1 && !units.is_multiple_of(segments) {
+            segments /= 2;
+        }
+        Self { segments }
+    }
+}

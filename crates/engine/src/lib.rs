@@ -1,0 +1,1 @@
+//! One per replica of a model: owns the scheduler, drives its workers step by step.

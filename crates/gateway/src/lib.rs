@@ -1,0 +1,1 @@
+//! HTTP: parsing, validation, chat templates, tokenizing, detokenizing, streaming.

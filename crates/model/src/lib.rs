@@ -1,0 +1,1 @@
+//! Model families and weight loading (GGUF), generic over the Backend trait.

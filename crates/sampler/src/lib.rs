@@ -1,0 +1,1 @@
+//! Logits and a seed to a token; the oracle for every other sampler.

@@ -1,0 +1,1 @@
+//! Which tokens run next: continuous batching over the paged KV cache.

@@ -1,0 +1,1 @@
+//! Fixtures: running servers, clients, the demo model.

@@ -1,0 +1,1 @@
+//! One process per device: holds its weights and KV pages, executes step plans.
