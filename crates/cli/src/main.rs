@@ -1,2 +1,70 @@
-//! Stub.
-fn main() {}
+//! The `oarlock` binary: the only place that chooses implementations and wires processes together.
+
+mod arguments;
+mod fetch;
+mod loading;
+mod serve;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use arguments::{Arguments, Command, FetchCommand, Model, ServeArguments, WorkerArguments};
+use clap::Parser as _;
+use oarlock_worker::{CpuOptions, WorkerOptions};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    oarlock_telemetry::init_logging(arguments.log_json);
+    match run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One message for the person at the terminal: the chain of causes, no backtrace.
+            drop(writeln!(std::io::stderr(), "error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(arguments) => run_serve(*arguments),
+        Command::Fetch(command) => run_fetch(&command),
+        Command::Worker(arguments) => run_worker(arguments),
+    }
+}
+
+fn run_serve(arguments: ServeArguments) -> anyhow::Result<()> {
+    // Before the runtime starts: fetching blocks, for minutes the first time.
+    let model = match &arguments.model {
+        Model::Demo => demo_model(arguments.cache.clone())?,
+        Model::File(path) => path.clone(),
+    };
+    tokio::runtime::Runtime::new()?.block_on(serve::serve(arguments, model))
+}
+
+fn run_fetch(command: &FetchCommand) -> anyhow::Result<()> {
+    let FetchCommand::Demo { cache } = command;
+    let path = demo_model(cache.clone())?;
+    writeln!(std::io::stdout(), "{}", path.display())?;
+    Ok(())
+}
+
+fn demo_model(cache: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    let progress = fetch::terminal_progress();
+    fetch::demo_model(&fetch::cache_dir(cache)?, progress.as_ref())
+}
+
+fn run_worker(arguments: WorkerArguments) -> anyhow::Result<()> {
+    let options = WorkerOptions {
+        socket: arguments.socket,
+        engine_pid: arguments.engine_pid,
+        cpu: CpuOptions {
+            threads: arguments.cpu.threads,
+            instruction_set: arguments.cpu.instruction_set()?,
+        },
+    };
+    // The runtime only carries messages; the backend has threads of its own.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(oarlock_worker::run(options))
+}

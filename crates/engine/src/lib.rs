@@ -1,1 +1,16 @@
-//! One per replica of a model: owns the scheduler, drives its workers step by step.
+//! The engine: one replica of a model. It owns the scheduler and drives its workers step by step.
+//!
+//! One task owns all state; everyone else holds an [`EngineHandle`] and sends it commands. A worker
+//! that dies is started again with the next epoch, and the requests that ran go on from their tokens,
+//! so that their owners see a pause and nothing else.
+//!
+//! Absent on purpose: text, JSON, protobuf (`rpc` has it), device memory (the worker has it).
+
+mod core;
+mod group;
+mod handle;
+mod options;
+mod requests;
+
+pub use handle::{Engine, EngineHandle};
+pub use options::{EngineOptions, WorkerCommand};

@@ -1,1 +1,23 @@
-//! Model families and weight loading (GGUF), generic over the Backend trait.
+//! Model families and weight loading, generic over the [`oarlock_backend::Backend`] trait.
+//!
+//! [`Checkpoint::open`] maps a weight file and checks its header; [`Checkpoint::card`] says what the
+//! gateway needs to know; [`load`] packs every weight into a backend, dropping the mapped pages behind
+//! it, and gives a [`Decoder`] that computes steps. A wrong, missing, truncated or extra tensor is an
+//! error that names it, and nothing is read outside of the file's bounds.
+//!
+//! Absent on purpose: devices, scheduling, text.
+
+mod card;
+mod checkpoint;
+mod decoder;
+mod error;
+mod families;
+mod gguf;
+mod hash;
+mod mapping;
+mod weights;
+
+pub use checkpoint::{Checkpoint, load};
+pub use decoder::Decoder;
+pub use error::ModelError;
+pub use hash::hash_file;

@@ -1,8 +1,13 @@
 //! The interfaces between processes, free of protobuf.
 
+use std::path::PathBuf;
+
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use oarlock_types::{EngineDescription, EngineStatus, EventKind, Rejected, Request};
+use oarlock_types::{
+    EngineDescription, EngineStatus, EventKind, LoadProgress, Rejected, Request, StepPlan, StepResult,
+    WorkerDescription, WorkerLimits,
+};
 use thiserror::Error;
 
 /// Events of one request, ending after [`EventKind::Finished`] or an error. Dropping the stream
@@ -28,9 +33,47 @@ pub trait EngineApi: Send + Sync + 'static {
     /// What the engine serves; [`EngineError::Unavailable`] until its weights are loaded.
     fn describe(&self) -> BoxFuture<'_, Result<EngineDescription, EngineError>>;
 
-    /// Computes one sequence. The engine chooses `request.id` itself and ignores the caller's.
+    /// Computes one sequence. The engine chooses `request.id` itself and ignores the caller's;
+    /// `request.deadline` counts from this call.
     fn generate(&self, request: Request) -> BoxFuture<'_, Result<EventStream, EngineError>>;
 
     /// Health and counters, as of now.
     fn status(&self) -> BoxFuture<'_, Result<EngineStatus, EngineError>>;
+}
+
+/// Why a call to a worker failed.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum WorkerError {
+    /// The worker cannot do it, in one sentence for the person who started the server.
+    #[error("{0}")]
+    Failed(String),
+    /// The worker is gone.
+    #[error("worker lost: {0}")]
+    Lost(String),
+    /// A message that does not follow the protocol.
+    #[error("protocol error: {0}")]
+    Protocol(String),
+}
+
+/// One message of loading.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LoadEvent {
+    /// So far.
+    Progress(LoadProgress),
+    /// Loaded; the last message.
+    Done(Box<WorkerDescription>),
+}
+
+/// Messages of loading.
+pub type LoadStream = BoxStream<'static, Result<LoadEvent, WorkerError>>;
+/// Results of steps, in order.
+pub type ResultStream = BoxStream<'static, Result<StepResult, WorkerError>>;
+
+/// What a worker does for its engine.
+pub trait WorkerApi: Send + Sync + 'static {
+    /// Loads the weights and plans memory.
+    fn load(&self, model: PathBuf, limits: WorkerLimits) -> LoadStream;
+
+    /// Executes plans in order. When `plans` ends the stream of results does, too.
+    fn execute(&self, plans: BoxStream<'static, Result<StepPlan, WorkerError>>) -> ResultStream;
 }

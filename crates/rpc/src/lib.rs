@@ -1,9 +1,36 @@
 //! The only crate that knows protobuf: generated code from `proto/`, checked conversions to and from
-//! `oarlock-types`, client and server adapters over Unix sockets and TCP.
+//! `oarlock-types`, client and server adapters over Unix sockets.
 //!
 //! Processes meet through the traits of [`api`]: whoever calls an engine holds an
-//! `Arc<dyn EngineApi>` and cannot tell a local one from one behind gRPC.
+//! `Arc<dyn EngineApi>` and cannot tell one in this process from one behind gRPC. Messages from the
+//! other side are checked here, once; a missing or impossible field is an error that names it.
 
-pub mod api;
+mod api;
+mod convert;
+mod engine_client;
+mod engine_server;
+mod socket;
+mod worker_client;
+mod worker_server;
 
-pub use api::{EngineApi, EngineError, EventStream};
+#[expect(
+    unreachable_pub,
+    clippy::pedantic,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
+mod proto {
+    tonic::include_proto!("oarlock.internal.v1");
+}
+
+pub use api::{EngineApi, EngineError, EventStream, LoadEvent, LoadStream, ResultStream, WorkerApi, WorkerError};
+pub use convert::ConvertError;
+pub use engine_client::EngineClient;
+pub use engine_server::serve_engine;
+pub use worker_client::{PlanSender, WorkerClient};
+pub use worker_server::serve_worker;
+
+/// Largest message that either side takes: a model card carries a whole vocabulary, and a plan a
+/// whole prompt.
+const MAX_MESSAGE_BYTES: usize = 256 << 20;

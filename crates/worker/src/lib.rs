@@ -1,1 +1,15 @@
-//! One process per device: holds its weights and KV pages, executes step plans.
+//! The worker process: one device's weights and KV pages, executing step plans.
+//!
+//! A worker knows slots, never requests: it keeps each running sequence's tokens, block table and
+//! sampling parameters, and a plan tells it only what changed. It lives and dies with its engine: it
+//! serves one Unix socket that its engine made, and exits when its standard input closes or its
+//! parent is gone.
+
+mod executor;
+mod process;
+mod service;
+mod slots;
+
+pub use executor::{Execute, Executor, PlanError};
+pub use oarlock_backend_cpu::InstructionSet;
+pub use process::{CpuOptions, WorkerOptions, run};

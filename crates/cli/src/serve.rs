@@ -1,0 +1,125 @@
+//! `oarlock serve`: gateway, engine and workers on one machine, over the cluster's own protocol.
+
+use std::future::Future;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use oarlock_discovery::{InMemory, Member};
+use oarlock_engine::{Engine, EngineOptions, WorkerCommand};
+use oarlock_gateway::GatewayConfig;
+use oarlock_rpc::EngineClient;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use crate::arguments::ServeArguments;
+use crate::loading;
+
+/// Serves `model` until a signal; returns once everything is drained.
+pub(crate) async fn serve(arguments: ServeArguments, model: PathBuf) -> anyhow::Result<()> {
+    let listener = TcpListener::bind((arguments.host, arguments.port)).await.with_context(|| {
+        format!("cannot listen on {}:{} (--host, --port)", arguments.host, arguments.port)
+    })?;
+    let address = listener.local_addr()?;
+    let terminated = terminated()?;
+    let engine = Engine::start(engine_options(&arguments, model)?);
+    let served_name = served_name(&arguments);
+    let display = tokio::spawn(loading::show(engine.handle().watch(), served_name.clone()));
+
+    // The gateway talks to the engine as it would in a cluster: by gRPC, found through discovery.
+    let folder = tempfile::Builder::new().prefix("oarlock-").tempdir()?;
+    let socket = folder.path().join("engine.sock");
+    let (stop_engine_server, stopped) = oneshot::channel::<()>();
+    let engine_server = tokio::spawn(oarlock_rpc::serve_engine(
+        Arc::new(engine.handle()),
+        UnixListener::bind(&socket)?,
+        async { drop(stopped.await) },
+    ));
+    let members = InMemory::default();
+    let client = Arc::new(EngineClient::new(&socket)?);
+    members.register(Member { id: "local-0".to_owned(), served_name, engine: client });
+
+    let (stop_gateway, gateway_stopped) = oneshot::channel::<()>();
+    let config = GatewayConfig {
+        drain_timeout: Duration::from_secs(arguments.drain_seconds),
+        ..GatewayConfig::default()
+    };
+    let gateway = tokio::spawn(oarlock_gateway::serve(listener, members.view(), config, async {
+        drop(gateway_stopped.await);
+    }));
+    announce(&format!("listening on http://{address}"))?;
+
+    // A model that cannot be loaded ends the server with one clear message.
+    let ready = engine.ready().await;
+    drop(display.await);
+    ready.context("the model cannot be served")?;
+    info!("ready");
+
+    terminated.await;
+    info!("draining: running requests finish, new ones are refused; a second signal ends at once");
+    drop(stop_gateway.send(()));
+    gateway.await.context("the gateway panicked")??;
+    let drain = tokio::time::timeout(Duration::from_secs(5), engine.drain());
+    if drain.await.is_err() {
+        warn!("the engine still had requests");
+    }
+    drop(stop_engine_server.send(()));
+    engine_server.abort();
+    Ok(())
+}
+
+fn served_name(arguments: &ServeArguments) -> String {
+    arguments.served_name.clone().unwrap_or_else(|| arguments.model.default_name())
+}
+
+fn engine_options(arguments: &ServeArguments, model: PathBuf) -> anyhow::Result<EngineOptions> {
+    // Checked here, where the person at the terminal sees it at once.
+    arguments.cpu.instruction_set()?;
+    let mut worker_arguments = vec!["worker".into()];
+    worker_arguments.extend(arguments.cpu.to_arguments());
+    Ok(EngineOptions {
+        served_name: served_name(arguments),
+        model,
+        worker: WorkerCommand {
+            program: std::env::current_exe().context("cannot find this executable")?,
+            arguments: worker_arguments,
+        },
+        max_seqs: arguments.max_seqs,
+        max_queued: arguments.max_queued,
+        kv_cache_tokens: arguments.kv_cache_tokens,
+        step_tokens: arguments.step_tokens,
+        chunk_tokens: arguments.chunk_tokens,
+        max_sequence_tokens: arguments.max_sequence_tokens,
+    })
+}
+
+/// Resolves at the first SIGTERM or SIGINT; a second one ends the process at once.
+fn terminated() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            std::process::exit(130);
+        });
+    })
+}
+
+/// A line on standard output, for people and for programs that started this one.
+fn announce(line: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "{line}")?;
+    stdout.flush()?;
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! What an engine is told when it starts.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use oarlock_types::{BLOCK_TOKENS, Epoch, WorkerLimits};
+
+/// Options of one engine.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// The name that clients put into `model`.
+    pub served_name: String,
+    /// The weight file.
+    pub model: PathBuf,
+    /// How to start a worker.
+    pub worker: WorkerCommand,
+    /// Sequences that run at the same time at most.
+    pub max_seqs: u32,
+    /// Sequences that wait at most.
+    pub max_queued: u32,
+    /// Tokens of KV cache.
+    pub kv_cache_tokens: u32,
+    /// Tokens computed in one step at most.
+    pub step_tokens: u32,
+    /// Tokens of one prompt computed in one step at most; 0: as many as the step has.
+    pub chunk_tokens: u32,
+    /// Tokens of one sequence at most; 0: as many as the model was made for.
+    pub max_sequence_tokens: u32,
+}
+
+/// The program that is a worker, to which the engine adds `--socket PATH --engine-pid N`.
+#[derive(Clone, Debug)]
+pub struct WorkerCommand {
+    /// The program.
+    pub program: PathBuf,
+    /// Arguments before those that the engine adds.
+    pub arguments: Vec<OsString>,
+}
+
+impl EngineOptions {
+    pub(crate) fn worker_limits(&self, epoch: Epoch) -> WorkerLimits {
+        WorkerLimits {
+            epoch,
+            num_slots: self.max_seqs,
+            num_blocks: self.kv_cache_tokens.div_ceil(BLOCK_TOKENS as u32),
+            max_step_tokens: self.step_tokens,
+            max_sequence_tokens: self.max_sequence_tokens,
+        }
+    }
+}

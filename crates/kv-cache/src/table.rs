@@ -1,0 +1,48 @@
+//! The blocks of one sequence, in order of position.
+
+use oarlock_types::{BlockId, CacheSalt};
+
+use crate::index::Registration;
+
+/// The blocks that hold one sequence's KV cache, in order of position.
+///
+/// Only the pool changes it, it only grows until all of it is released, and it cannot be cloned: a
+/// block is shared through the prefix index or not at all. A table that is dropped without
+/// [`BlockPool::release`] keeps its blocks from others for good.
+///
+/// [`BlockPool::release`]: crate::BlockPool::release
+#[derive(Debug, Default)]
+pub struct BlockTable {
+    pub(crate) blocks: Vec<BlockId>,
+    pub(crate) salt: CacheSalt,
+    /// Full blocks that were offered to the index.
+    pub(crate) num_registered: usize,
+    /// The index's entry for the last of them: of this block, or of an equal one before it.
+    pub(crate) tail: Option<Registration>,
+    /// The life of the pool that the blocks belong to.
+    pub(crate) life: u64,
+}
+
+impl BlockTable {
+    /// The blocks, in order of position.
+    pub fn blocks(&self) -> &[BlockId] {
+        &self.blocks
+    }
+
+    /// Number of blocks.
+    pub fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Whether it holds no block.
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// Forgets everything but keeps the memory.
+    pub(crate) fn clear(&mut self) {
+        self.blocks.clear();
+        self.num_registered = 0;
+        self.tail = None;
+    }
+}

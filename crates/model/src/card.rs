@@ -1,0 +1,106 @@
+//! The model card of a GGUF file: tokenizer, chat template, special tokens.
+
+use oarlock_types::{BpeVocabulary, ModelCard, TokenId, TokenKind, TokenizerSource};
+
+use crate::ModelError;
+use crate::families;
+use crate::gguf::{Header, Metadata, Value};
+
+/// Control tokens by which known chat models end an answer. A file names one of them as its end of
+/// sequence and often forgets the others.
+const END_OF_GENERATION: [&str; 8] = [
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|end_of_text|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|eom_id|>",
+    "</s>",
+];
+
+pub(crate) fn read(header: &Header) -> Result<ModelCard, ModelError> {
+    let metadata = &header.metadata;
+    let spec = families::spec(metadata)?;
+    let tokenizer = tokenizer(metadata)?;
+    let vocabulary = match &tokenizer {
+        Some(TokenizerSource::Bpe(vocabulary)) => Some(vocabulary),
+        _ => None,
+    };
+    let eos_token_ids = eos_token_ids(metadata, vocabulary)?;
+    let architecture = metadata.str("general.architecture")?.to_owned();
+    let parameters = |info: &crate::gguf::TensorInfo| info.rows as u64 * info.columns as u64;
+    Ok(ModelCard {
+        name: metadata.find_str("general.name")?.unwrap_or(&architecture).to_owned(),
+        architecture,
+        vocab_size: spec.vocab_size as u32,
+        context_length: spec.context_length as u32,
+        num_parameters: header.tensors.values().map(parameters).sum(),
+        tokenizer,
+        chat_template: metadata.find_str("tokenizer.chat_template")?.map(str::to_owned),
+        eos_token_ids,
+        bos_token_id: metadata.find_u32("tokenizer.ggml.bos_token_id")?.map(TokenId),
+        add_bos: metadata.find_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(false),
+    })
+}
+
+fn tokenizer(metadata: &Metadata) -> Result<Option<TokenizerSource>, ModelError> {
+    const MODEL: &str = "tokenizer.ggml.model";
+    match metadata.find_str(MODEL)? {
+        None | Some("none" | "no_vocab") => return Ok(None),
+        Some("gpt2") => {}
+        Some(other) => {
+            let reason = format!("tokenizer {other} is not supported; byte-level BPE (gpt2) is");
+            return Err(ModelError::metadata(MODEL, reason));
+        }
+    }
+    let tokens = metadata.strings("tokenizer.ggml.tokens")?;
+    let kinds = token_kinds(metadata, tokens.len())?;
+    Ok(Some(TokenizerSource::Bpe(BpeVocabulary {
+        pre: metadata.str("tokenizer.ggml.pre")?.to_owned(),
+        tokens,
+        kinds,
+        merges: metadata.strings("tokenizer.ggml.merges")?,
+    })))
+}
+
+fn token_kinds(metadata: &Metadata, num_tokens: usize) -> Result<Vec<TokenKind>, ModelError> {
+    const KEY: &str = "tokenizer.ggml.token_type";
+    let Some(raw) = metadata.find_array(KEY)? else {
+        return Ok(vec![TokenKind::Normal; num_tokens]);
+    };
+    if raw.len() != num_tokens {
+        let reason = format!("{} types for {num_tokens} tokens", raw.len());
+        return Err(ModelError::metadata(KEY, reason));
+    }
+    let kind = |value: &Value| match value {
+        Value::Signed(1) | Value::Unsigned(1) => Ok(TokenKind::Normal),
+        Value::Signed(2) | Value::Unsigned(2) => Ok(TokenKind::Unknown),
+        Value::Signed(3) | Value::Unsigned(3) => Ok(TokenKind::Control),
+        Value::Signed(4) | Value::Unsigned(4) => Ok(TokenKind::UserDefined),
+        Value::Signed(5) | Value::Unsigned(5) => Ok(TokenKind::Unused),
+        Value::Signed(6) | Value::Unsigned(6) => Ok(TokenKind::Byte),
+        other => Err(ModelError::metadata(KEY, format!("token type {other:?} is unknown"))),
+    };
+    raw.iter().map(kind).collect()
+}
+
+fn eos_token_ids(
+    metadata: &Metadata,
+    vocabulary: Option<&BpeVocabulary>,
+) -> Result<Vec<TokenId>, ModelError> {
+    let mut ids = Vec::new();
+    for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
+        ids.extend(metadata.find_u32(key)?.map(TokenId));
+    }
+    if let Some(vocabulary) = vocabulary {
+        let ends = |(text, kind): (&String, &TokenKind)| {
+            *kind == TokenKind::Control && END_OF_GENERATION.contains(&text.as_str())
+        };
+        let known = vocabulary.tokens.iter().zip(&vocabulary.kinds).enumerate();
+        ids.extend(known.filter(|(_, entry)| ends(*entry)).map(|(id, _)| TokenId(id as u32)));
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}

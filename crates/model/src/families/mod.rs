@@ -1,0 +1,70 @@
+//! Model families: each says, as data, what its decoder looks like and what its tensors are called.
+
+mod qwen2;
+
+use oarlock_backend::{Activation, RotaryStyle};
+
+use crate::ModelError;
+use crate::gguf::Metadata;
+
+/// A decoder-only transformer with pre-norm, grouped-query attention and a gated feed-forward layer.
+/// What sets one family apart from another is data here, not a branch in a backend.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct DecoderSpec {
+    pub(crate) num_layers: usize,
+    pub(crate) hidden: usize,
+    pub(crate) num_heads: usize,
+    pub(crate) num_kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) feed_forward: usize,
+    pub(crate) vocab_size: usize,
+    pub(crate) context_length: usize,
+    pub(crate) norm_eps: f32,
+    pub(crate) rope_theta: f32,
+    pub(crate) rotary_style: RotaryStyle,
+    /// Queries, keys and values have biases.
+    pub(crate) qkv_bias: bool,
+    pub(crate) activation: Activation,
+}
+
+/// The family's description of the model that `metadata` belong to.
+pub(crate) fn spec(metadata: &Metadata) -> Result<DecoderSpec, ModelError> {
+    let spec = match metadata.str("general.architecture")? {
+        "qwen2" => qwen2::spec(metadata)?,
+        other => {
+            return Err(ModelError::Architecture {
+                architecture: other.to_owned(),
+                supported: "qwen2".to_owned(),
+            });
+        }
+    };
+    check(&spec)?;
+    Ok(spec)
+}
+
+/// Bounds that every backend relies on, each generous for any known model: a damaged header must not
+/// ask for more memory than there is.
+fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
+    let limits = [
+        ("block_count", spec.num_layers, 1024),
+        ("embedding_length", spec.hidden, 1 << 17),
+        ("attention.head_count", spec.num_heads, 1024),
+        ("feed_forward_length", spec.feed_forward, 1 << 20),
+        ("context_length", spec.context_length, 1 << 24),
+        ("vocabulary", spec.vocab_size, 1 << 22),
+    ];
+    for (key, value, limit) in limits {
+        if value > limit {
+            return Err(ModelError::metadata(key, format!("{value} is more than {limit}")));
+        }
+    }
+    if !spec.num_heads.is_multiple_of(spec.num_kv_heads) {
+        let reason = format!("{} heads do not divide among {} key heads", spec.num_heads, spec.num_kv_heads);
+        return Err(ModelError::metadata("attention.head_count_kv", reason));
+    }
+    if !spec.head_dim.is_multiple_of(16) || spec.head_dim > 256 {
+        let reason = format!("{} is not a multiple of 16 up to 256", spec.head_dim);
+        return Err(ModelError::metadata("attention.key_length", reason));
+    }
+    Ok(())
+}

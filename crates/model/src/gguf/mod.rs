@@ -1,0 +1,14 @@
+//! GGUF files: header, metadata and tensor table, version 2 and 3, little-endian. Format: the
+//! specification `docs/gguf.md` of the ggml project.
+//!
+//! Every length in the file is checked against what is left of the file before anything is allocated
+//! for it, so that a hostile header costs no more memory than the file has bytes.
+
+mod cursor;
+mod header;
+#[cfg(test)]
+mod tests;
+mod value;
+
+pub(crate) use header::{Header, TensorInfo, parse};
+pub(crate) use value::{Metadata, Value};

@@ -1,0 +1,195 @@
+//! Executes step plans on one backend: from slots and positions to rows, and from rows to results.
+
+use std::time::Instant;
+
+use oarlock_backend::{Backend, BackendError, ChunkRows, LogitKind, LogitRow, RowResult, StepInput};
+use oarlock_model::Decoder;
+use oarlock_types::{
+    BLOCK_TOKENS, Chunk, SampledToken, SlotResult, StepId, StepPlan, StepResult, TokenId, WorkerLimits,
+};
+use thiserror::Error;
+
+pub use crate::slots::PlanError;
+use crate::slots::Slots;
+
+/// Why a step could not be executed at all; the worker must be replaced.
+#[derive(Debug, Error)]
+pub enum ExecuteError {
+    /// The plan contradicts the worker's state.
+    #[error("the plan does not fit this worker: {0}")]
+    Plan(#[from] PlanError),
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] BackendError),
+}
+
+/// Executes plans; hides which backend it runs on.
+pub trait Execute: Send {
+    /// Executes one plan; the result has one entry per chunk.
+    fn execute(&mut self, plan: &StepPlan) -> Result<StepResult, ExecuteError>;
+}
+
+/// A model on a backend, and the state of all slots.
+pub struct Executor<B: Backend> {
+    backend: B,
+    model: Decoder<B>,
+    limits: WorkerLimits,
+    slots: Slots,
+    next_step: StepId,
+    tokens: Vec<TokenId>,
+    chunks: Vec<ChunkRows>,
+    /// Memory of the logit rows between steps; always empty there.
+    logit_rows: Vec<LogitRow<'static>>,
+    row_results: Vec<RowResult>,
+}
+
+impl<B: Backend> Executor<B> {
+    /// An executor with no running sequence. `limits` are those that `backend` and `model` were
+    /// planned for.
+    pub fn new(backend: B, model: Decoder<B>, limits: WorkerLimits) -> Self {
+        let max_blocks = (limits.max_sequence_tokens as usize).div_ceil(BLOCK_TOKENS);
+        Self {
+            backend,
+            model,
+            slots: Slots::new(limits.num_slots as usize, max_blocks, limits.num_blocks),
+            limits,
+            next_step: StepId(1),
+            tokens: Vec::new(),
+            chunks: Vec::new(),
+            logit_rows: Vec::new(),
+            row_results: Vec::new(),
+        }
+    }
+
+    fn apply(&mut self, plan: &StepPlan) -> Result<(), PlanError> {
+        if plan.epoch != self.limits.epoch {
+            return Err(PlanError::Epoch { plan: plan.epoch.0, own: self.limits.epoch.0 });
+        }
+        if plan.step != self.next_step {
+            return Err(PlanError::Order { plan: plan.step.0, expected: self.next_step.0 });
+        }
+        self.next_step.0 += 1;
+        plan.release.iter().try_for_each(|slot| self.slots.release(*slot))?;
+        plan.start.iter().try_for_each(|start| self.slots.start(start))?;
+        plan.blocks.iter().try_for_each(|blocks| self.slots.append_blocks(blocks))?;
+        plan.chunks.iter().try_for_each(|chunk| self.slots.check(chunk))?;
+        let (tokens, limit) = (plan.num_tokens(), self.limits.max_step_tokens as usize);
+        if tokens > limit {
+            return Err(PlanError::TooMany { what: "tokens", count: tokens, limit });
+        }
+        let (chunks, limit) = (plan.chunks.len(), self.limits.num_slots as usize);
+        if chunks > limit {
+            return Err(PlanError::TooMany { what: "chunks", count: chunks, limit });
+        }
+        Ok(())
+    }
+
+    /// Fills rows for every chunk of a healthy slot and runs them.
+    fn run(&mut self, plan: &StepPlan) -> Result<(), BackendError> {
+        self.tokens.clear();
+        self.chunks.clear();
+        let mut logit_rows = recycle(std::mem::take(&mut self.logit_rows));
+        for chunk in &plan.chunks {
+            let sequence = self.slots.get(chunk.slot);
+            if sequence.failed.is_some() {
+                continue;
+            }
+            let first_row = self.tokens.len() as u32;
+            let positions = chunk.start as usize..(chunk.start + chunk.len) as usize;
+            self.tokens.extend_from_slice(&sequence.tokens[positions]);
+            self.chunks.push(ChunkRows {
+                slot: chunk.slot,
+                first_row,
+                rows: chunk.len,
+                start: chunk.start,
+            });
+            let row = |position: u32| first_row + (position - chunk.start);
+            logit_rows.extend((chunk.score_start..chunk.score_end).map(|position| LogitRow {
+                row: row(position),
+                kind: LogitKind::Score {
+                    token: sequence.tokens[position as usize + 1],
+                    top: sequence.prompt_logprobs.unwrap_or(0),
+                },
+            }));
+            if chunk.sample {
+                let position = chunk.start + chunk.len;
+                let kind = LogitKind::Sample { params: &sequence.sampling, position };
+                logit_rows.push(LogitRow { row: row(position - 1), kind });
+            }
+        }
+        let mut outcome = Ok(());
+        self.row_results.clear();
+        if !self.tokens.is_empty() {
+            let input = StepInput {
+                tokens: &self.tokens,
+                chunks: &self.chunks,
+                block_tables: &self.slots.tables,
+                logit_rows: &logit_rows,
+            };
+            outcome = self.model.step(&mut self.backend, &input, &mut self.row_results);
+        }
+        self.logit_rows = recycle(logit_rows);
+        outcome
+    }
+
+    /// Turns row results, in order, into one result per chunk, and appends sampled tokens.
+    fn collect(&mut self, plan: &StepPlan) -> Result<Vec<SlotResult>, PlanError> {
+        let mut rows = std::mem::take(&mut self.row_results);
+        let mut drain = rows.drain(..);
+        let mut results = Vec::with_capacity(plan.chunks.len());
+        for chunk in &plan.chunks {
+            results.push(self.chunk_result(chunk, &mut drain)?);
+        }
+        drop(drain);
+        self.row_results = rows;
+        Ok(results)
+    }
+
+    fn chunk_result(
+        &mut self,
+        chunk: &Chunk,
+        rows: &mut impl Iterator<Item = RowResult>,
+    ) -> Result<SlotResult, PlanError> {
+        let slot = chunk.slot;
+        let sequence = self.slots.running_mut(slot)?;
+        if let Some(error) = &sequence.failed {
+            return Ok(SlotResult { slot, outcome: Err(error.clone()), prompt_scores: Vec::new() });
+        }
+        let mut result = SlotResult { slot, outcome: Ok(None), prompt_scores: Vec::new() };
+        let mut next = || rows.next().expect("a backend gives one result per logit row");
+        for _ in chunk.score_start..chunk.score_end {
+            match next().outcome {
+                Ok((_, score)) => result.prompt_scores.push(score.unwrap_or_default()),
+                Err(error) => result.outcome = Err(error),
+            }
+        }
+        if chunk.sample {
+            match next().outcome {
+                Ok((token, score)) if result.outcome.is_ok() => {
+                    sequence.tokens.push(token);
+                    result.outcome = Ok(Some(SampledToken { token, score }));
+                }
+                Ok(_) => {}
+                Err(error) => result.outcome = Err(error),
+            }
+        }
+        sequence.failed = result.outcome.as_ref().err().cloned();
+        Ok(result)
+    }
+}
+
+impl<B: Backend> Execute for Executor<B> {
+    fn execute(&mut self, plan: &StepPlan) -> Result<StepResult, ExecuteError> {
+        let begin = Instant::now();
+        self.apply(plan)?;
+        self.run(plan)?;
+        let slots = self.collect(plan)?;
+        Ok(StepResult { step: plan.step, slots, elapsed_us: begin.elapsed().as_micros() as u64 })
+    }
+}
+
+/// An empty vector with the same memory and another lifetime.
+fn recycle<'a>(mut rows: Vec<LogitRow<'_>>) -> Vec<LogitRow<'a>> {
+    rows.clear();
+    rows.into_iter().map(|_| unreachable!("the vector is empty")).collect()
+}

@@ -1,0 +1,68 @@
+//! The life of a worker process: bound to its engine, serving one socket.
+
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use oarlock_backend_cpu::{CpuConfig, InstructionSet};
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use tokio::net::UnixListener;
+
+use crate::service::CpuWorker;
+
+/// How the CPU backend computes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuOptions {
+    /// Threads; 0 takes as many as there are cores.
+    pub threads: usize,
+    /// The instruction set; `None` takes the best that the machine has.
+    pub instruction_set: Option<InstructionSet>,
+}
+
+impl CpuOptions {
+    pub(crate) fn config(self) -> CpuConfig {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = if self.threads == 0 { cores() } else { self.threads };
+        CpuConfig { threads, instruction_set: self.instruction_set }
+    }
+}
+
+/// What a worker process is told on its command line.
+#[derive(Clone, Debug)]
+pub struct WorkerOptions {
+    /// The socket to serve, in a folder that only the engine's user may enter.
+    pub socket: PathBuf,
+    /// Process id of the engine; the worker ends with it.
+    pub engine_pid: u32,
+    /// The CPU backend's options.
+    pub cpu: CpuOptions,
+}
+
+/// Runs a worker until its engine goes.
+pub async fn run(options: WorkerOptions) -> anyhow::Result<()> {
+    end_with(options.engine_pid)?;
+    let listener = UnixListener::bind(&options.socket)
+        .with_context(|| format!("cannot listen on {}", options.socket.display()))?;
+    let worker = Arc::new(CpuWorker::new(options.cpu));
+    oarlock_rpc::serve_worker(worker, listener, std::future::pending()).await?;
+    Ok(())
+}
+
+/// Makes this process end with its engine, twice: the kernel kills it when the parent dies, even if
+/// it is stopped or stuck; and end-of-file on standard input ends it where the kernel has no such
+/// signal for it (the engine's thread ended, a debugger in between).
+fn end_with(engine_pid: u32) -> anyhow::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL)).context("cannot ask for a death signal")?;
+    // The engine may have died before the call above.
+    let parent = getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
+    if parent != Some(engine_pid) {
+        anyhow::bail!("the engine (process {engine_pid}) is gone");
+    }
+    std::thread::spawn(|| {
+        let mut byte = [0];
+        while matches!(std::io::stdin().read(&mut byte), Ok(1..)) {}
+        std::process::exit(0);
+    });
+    Ok(())
+}

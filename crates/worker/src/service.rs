@@ -1,0 +1,142 @@
+//! The worker's side of the protocol: loads a model once, then executes plans on a thread of its own.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context as _;
+use futures::stream::{BoxStream, StreamExt as _};
+use oarlock_backend::{Backend, BackendLimits};
+use oarlock_backend_cpu::CpuBackend;
+use oarlock_model::Checkpoint;
+use oarlock_rpc::{LoadEvent, LoadStream, ResultStream, WorkerApi, WorkerError};
+use oarlock_types::{
+    BLOCK_TOKENS, Fingerprint, LoadProgress, StepPlan, StepResult, WorkerDescription, WorkerLimits,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::executor::{Execute, Executor};
+use crate::process::CpuOptions;
+
+/// Rows whose logits are computed at once.
+const MAX_GATHERED: usize = 32;
+/// Messages that wait for the engine to read them.
+const QUEUE: usize = 8;
+
+/// A worker on the CPU backend.
+pub(crate) struct CpuWorker {
+    options: CpuOptions,
+    loaded: Arc<Mutex<Option<Box<dyn Execute>>>>,
+}
+
+impl CpuWorker {
+    pub(crate) fn new(options: CpuOptions) -> Self {
+        Self { options, loaded: Arc::default() }
+    }
+}
+
+impl WorkerApi for CpuWorker {
+    fn load(&self, model: PathBuf, limits: WorkerLimits) -> LoadStream {
+        let (events, receiver) = mpsc::channel(QUEUE);
+        let (options, loaded) = (self.options, Arc::clone(&self.loaded));
+        std::thread::spawn(move || {
+            // A progress message that finds the queue full is dropped: the next one says more.
+            let progress = |so_far| drop(events.try_send(Ok(LoadEvent::Progress(so_far))));
+            let last = match load(&model, limits, options, progress) {
+                Ok((executor, description)) => {
+                    *loaded.lock().unwrap_or_else(PoisonError::into_inner) = Some(executor);
+                    Ok(LoadEvent::Done(Box::new(description)))
+                }
+                Err(error) => Err(WorkerError::Failed(format!("{error:#}"))),
+            };
+            // The engine may be gone; then nobody wants to know.
+            drop(events.blocking_send(last));
+        });
+        ReceiverStream::new(receiver).boxed()
+    }
+
+    fn execute(&self, plans: BoxStream<'static, Result<StepPlan, WorkerError>>) -> ResultStream {
+        let executor = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(executor) = executor else {
+            let error = WorkerError::Failed("no model is loaded, or it is executing already".to_owned());
+            return futures::stream::once(async { Err(error) }).boxed();
+        };
+        let (to_thread, inbox) = mpsc::channel(QUEUE);
+        let (outbox, results) = mpsc::channel(QUEUE);
+        tokio::spawn(forward(plans, to_thread));
+        std::thread::spawn(move || execute_plans(executor, inbox, &outbox));
+        ReceiverStream::new(results).boxed()
+    }
+}
+
+async fn forward(
+    mut plans: BoxStream<'static, Result<StepPlan, WorkerError>>,
+    to_thread: mpsc::Sender<StepPlan>,
+) {
+    while let Some(Ok(plan)) = plans.next().await {
+        if to_thread.send(plan).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn execute_plans(
+    mut executor: Box<dyn Execute>,
+    mut inbox: mpsc::Receiver<StepPlan>,
+    outbox: &mpsc::Sender<Result<StepResult, WorkerError>>,
+) {
+    while let Some(plan) = inbox.blocking_recv() {
+        let result = executor.execute(&plan).map_err(|error| WorkerError::Failed(error.to_string()));
+        let failed = result.is_err();
+        if outbox.blocking_send(result).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// Opens, packs and describes a model.
+fn load(
+    path: &Path,
+    limits: WorkerLimits,
+    options: CpuOptions,
+    mut progress: impl FnMut(LoadProgress),
+) -> anyhow::Result<(Box<dyn Execute>, WorkerDescription)> {
+    let checkpoint = Checkpoint::open(path)?;
+    let card = checkpoint.card()?;
+    let limits = resolve(limits, card.context_length);
+    let backend_limits = BackendLimits {
+        max_tokens: limits.max_step_tokens as usize,
+        max_gathered: MAX_GATHERED,
+        max_chunks: limits.num_slots as usize,
+        max_positions: limits.max_sequence_tokens as usize,
+    };
+    let mut backend = CpuBackend::new(options.config(), backend_limits)?;
+    let (model, hash) = std::thread::scope(|scope| {
+        let hash = scope.spawn(|| checkpoint.hash());
+        let model = oarlock_model::load(&checkpoint, &mut backend, limits.num_blocks as usize, &mut progress);
+        (model, hash.join())
+    });
+    let fingerprint = Fingerprint {
+        weights: hash.map_err(|_| anyhow::anyhow!("hashing the weights panicked"))??,
+        build: build_id()?,
+        instruction_set: backend.instruction_set(),
+    };
+    let (model, memory_bytes) = (model?, backend.memory_bytes());
+    let executor = Box::new(Executor::new(backend, model, limits));
+    Ok((executor, WorkerDescription { card, fingerprint, limits, memory_bytes }))
+}
+
+/// Limits with every 0 resolved: one sequence is bounded by the model and by the cache.
+fn resolve(mut limits: WorkerLimits, context_length: u32) -> WorkerLimits {
+    let wanted = if limits.max_sequence_tokens == 0 { context_length } else { limits.max_sequence_tokens };
+    let cache = limits.num_blocks.saturating_mul(BLOCK_TOKENS as u32);
+    limits.max_sequence_tokens = wanted.min(context_length).min(cache);
+    limits
+}
+
+/// Version and hash of this executable: another build may round differently.
+fn build_id() -> anyhow::Result<String> {
+    let executable = std::env::current_exe().context("cannot find this executable")?;
+    let hash = oarlock_model::hash_file(&executable).context("cannot read this executable")?;
+    Ok(format!("{}-{}", env!("CARGO_PKG_VERSION"), &hash[..16]))
+}

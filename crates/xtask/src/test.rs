@@ -1,0 +1,133 @@
+//! `cargo xtask test`: what the tests need, then all of them.
+
+use std::io::{self, BufRead as _, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+
+use crate::python;
+use crate::step::{show, step, step_command};
+use crate::workspace::Workspace;
+
+/// Builds everything once, installs, and runs the tests whose name contains one of `only` (all of
+/// them where that is empty).
+pub(crate) fn run(workspace: &Workspace, only: &[String]) -> anyhow::Result<()> {
+    step_command("build", workspace.cargo().args(["build", "--workspace", "--all-targets"]))?;
+    let python = step("python environment", || python::ensure(&workspace.target_dir))?;
+    let model = step("demo model", || fetch_demo_model(&workspace.target_dir))?;
+    let mut tests = workspace.cargo();
+    tests
+        .args(["test", "--workspace", "--no-fail-fast", "--"])
+        .args(only)
+        .env("OARLOCK_TEST_PYTHON", python)
+        .env("OARLOCK_DEMO_MODEL", model);
+    step("tests", || run_tests(&mut tests, &mut io::stdout()))
+}
+
+/// `oarlock fetch demo` prints the path of the model as its last line.
+fn fetch_demo_model(target_dir: &Path) -> anyhow::Result<PathBuf> {
+    let mut fetch = Command::new(target_dir.join("debug/oarlock"));
+    fetch.args(["fetch", "demo"]).stdin(Stdio::null()).stderr(Stdio::inherit());
+    let shown = show(&fetch);
+    eprintln!("$ {shown}");
+    let output = fetch.output().with_context(|| format!("cannot start `{shown}`"))?;
+    if !output.status.success() {
+        bail!("`{shown}` ended with {}", output.status);
+    }
+    let stdout = String::from_utf8(output.stdout).context("a path that is not UTF-8")?;
+    let path = PathBuf::from(stdout.lines().last().unwrap_or_default());
+    if !path.is_file() {
+        bail!("`{shown}` printed {:?}, which is no file", path.display().to_string());
+    }
+    eprintln!("{}", path.display());
+    Ok(path)
+}
+
+/// Runs cargo and passes its output on to `out`, then closes with the sum over all test programs.
+fn run_tests(cargo: &mut Command, out: &mut dyn Write) -> anyhow::Result<()> {
+    let shown = show(cargo);
+    eprintln!("$ {shown}");
+    let child = cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+    let mut child = child.with_context(|| format!("cannot start `{shown}`"))?;
+    let stdout = child.stdout.take().context("the child has no standard output")?;
+    let mut totals = Totals::default();
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = line.context("cannot read the tests' output")?;
+        totals.add(&String::from_utf8_lossy(&line));
+        out.write_all(&[&line, b"\n".as_slice()].concat()).context("cannot write")?;
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;
+    let Totals { programs, passed, failed, ignored } = totals;
+    // A form that CI systems count.
+    writeln!(out, "{programs} test programs, in all:").context("cannot write")?;
+    writeln!(out, "{passed} passed, {failed} failed, {ignored} skipped").context("cannot write")?;
+    if !status.success() {
+        bail!("`{shown}` ended with {status}");
+    }
+    Ok(())
+}
+
+/// Sums of the `test result:` lines: how many programs, and how many tests of each fate.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Totals {
+    programs: u64,
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+impl Totals {
+    /// Counts `test result: ok. 3 passed; 0 failed; 0 ignored; …`; other lines say nothing.
+    fn add(&mut self, line: &str) {
+        let Some((_, counts)) =
+            line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        self.programs += 1;
+        for count in counts.split("; ") {
+            let Some((number, what)) = count.split_once(' ') else { continue };
+            let number = number.parse().unwrap_or(0);
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_all_programs_are_added() {
+        let mut totals = Totals::default();
+        for line in [
+            "running 3 tests",
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; \
+             finished in 0.00s",
+            "test result: FAILED. 2 passed; 5 failed; 0 ignored; 0 measured; 0 filtered out; \
+             finished in 1.23s",
+        ] {
+            totals.add(line);
+        }
+        let expected = Totals { programs: 2, passed: 5, failed: 5, ignored: 1 };
+        assert_eq!(totals, expected);
+    }
+
+    #[test]
+    fn the_end_of_a_failing_cargo_is_an_error() {
+        let script = "echo 'test result: FAILED. 0 passed; 1 failed; 0 ignored'; exit 101";
+        let mut out = vec![];
+        let mut command = Command::new("sh");
+        let result = run_tests(command.args(["-c", script]), &mut out);
+        let error = result.expect_err("it fails");
+        assert!(error.to_string().contains("exit status: 101"), "{error}");
+        let out = String::from_utf8_lossy(&out);
+        assert!(out.ends_with("\n0 passed, 1 failed, 0 skipped\n"), "{out}");
+    }
+}
