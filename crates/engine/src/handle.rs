@@ -140,7 +140,7 @@ struct CancelGuard {
 impl Drop for CancelGuard {
     fn drop(&mut self) {
         // An engine that is gone has nothing to cancel.
-        drop(self.cancels.send(self.id));
+        let _ = self.cancels.send(self.id);
     }
 }
 

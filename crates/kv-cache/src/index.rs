@@ -35,10 +35,14 @@ pub(crate) struct PrefixIndex {
 
 impl PrefixIndex {
     pub(crate) fn new(num_blocks: usize) -> Self {
+        Self::with_buckets(num_blocks, num_blocks.next_power_of_two())
+    }
+
+    fn with_buckets(num_blocks: usize, num_buckets: usize) -> Self {
         Self {
             nodes: vec![Node::default(); num_blocks],
             tokens: vec![TokenId::default(); num_blocks * BLOCK_TOKENS],
-            buckets: vec![None; num_blocks.next_power_of_two()],
+            buckets: vec![None; num_buckets],
         }
     }
 
@@ -169,5 +173,57 @@ impl PrefixIndex {
             hash = fold(hash.rotate_left(29), high << 32 | u64::from(pair[0].0));
         }
         hash as usize & (self.buckets.len() - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SALT: CacheSalt = CacheSalt(5);
+
+    fn tokens(last: u32) -> [TokenId; BLOCK_TOKENS] {
+        let mut tokens = [TokenId(1); BLOCK_TOKENS];
+        tokens[BLOCK_TOKENS - 1] = TokenId(last);
+        tokens
+    }
+
+    /// Every hash collides, and still only the right block is found.
+    #[test]
+    fn parent_salt_and_tokens_are_compared() {
+        let mut index = PrefixIndex::with_buckets(8, 1);
+        let [a, b, c, d] = [0, 1, 2, 3].map(BlockId);
+        index.insert(a, None, SALT, &tokens(1));
+        index.insert(b, Some(a), SALT, &tokens(1));
+        index.insert(c, Some(b), SALT, &tokens(1));
+        index.insert(d, None, CacheSalt(6), &tokens(1));
+        assert_eq!(index.find(None, SALT, &tokens(1)), Some(a));
+        assert_eq!(index.find(Some(a), SALT, &tokens(1)), Some(b));
+        assert_eq!(index.find(Some(b), SALT, &tokens(1)), Some(c));
+        assert_eq!(index.find(None, CacheSalt(6), &tokens(1)), Some(d));
+        assert_eq!(index.find(Some(c), SALT, &tokens(1)), None);
+        assert_eq!(index.find(Some(d), SALT, &tokens(1)), None);
+        assert_eq!(index.find(None, CacheSalt(7), &tokens(1)), None);
+        assert_eq!(index.find(None, SALT, &tokens(2)), None);
+    }
+
+    #[test]
+    fn leaving_unlinks_from_bucket_and_siblings() {
+        let mut index = PrefixIndex::with_buckets(8, 1);
+        let parent = BlockId(7);
+        index.insert(parent, None, SALT, &tokens(0));
+        for id in 0..4 {
+            index.insert(BlockId(id), Some(parent), SALT, &tokens(id));
+        }
+        let first = index.registration(BlockId(2));
+        for id in [2, 3, 0] {
+            index.remove_leaf(BlockId(id));
+            assert_eq!(index.find(Some(parent), SALT, &tokens(id)), None);
+        }
+        assert_eq!(index.find(Some(parent), SALT, &tokens(1)), Some(BlockId(1)));
+        assert_eq!(index.node(parent).first_child, Some(BlockId(1)));
+        assert_eq!(index.node(BlockId(1)).next_sibling, None);
+        index.insert(BlockId(2), Some(parent), SALT, &tokens(2));
+        assert!(!index.is_current(first) && index.is_current(index.registration(BlockId(2))));
     }
 }

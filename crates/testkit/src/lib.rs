@@ -9,12 +9,14 @@
 
 mod environment;
 mod fixtures;
+mod gguf;
 mod http;
 mod metrics;
 mod server;
 
 pub use environment::{binary, demo_model, python, python_path, resident_bytes};
 pub use fixtures::{f32_of, fixture, fixture_json};
+pub use gguf::{GgufWriter, TINY_CONTEXT, TINY_VOCABULARY, tiny_model, write_tiny_model};
 pub use http::{Client, EventStream, Response};
 pub use metrics::Metrics;
 pub use rustix::process::Signal;

@@ -42,15 +42,12 @@ impl Metrics {
 /// `name value` or `name{key="value",…} value`. Label values with escapes keep them: our tests
 /// look at numbers.
 fn parse_sample(line: &str) -> Option<Sample> {
-    let (head, labels, value) = match line.split_once('{') {
-        Some((name, rest)) => {
-            let (labels, value) = rest.rsplit_once('}')?;
-            (name, labels, value)
-        }
-        None => {
-            let (name, value) = line.split_once(' ')?;
-            (name, "", value)
-        }
+    let (head, labels, value) = if let Some((name, rest)) = line.split_once('{') {
+        let (labels, value) = rest.rsplit_once('}')?;
+        (name, labels, value)
+    } else {
+        let (name, value) = line.split_once(' ')?;
+        (name, "", value)
     };
     let value = value.split_whitespace().next()?.parse().ok()?;
     let mut pairs = vec![];

@@ -39,7 +39,7 @@ impl ServerOptions {
             model: model.into(),
             args: vec![],
             env: vec![],
-            timeout: Duration::from_secs(60),
+            timeout: Duration::from_mins(1),
         }
     }
 

@@ -7,9 +7,9 @@ use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Value};
 use serde_json::{Map, Value as Json};
 
+use crate::TextError;
 use crate::python_json::{JsonStyle, dumps, number};
 use crate::template_value::from_json;
-use crate::TextError;
 
 /// Instructions of one rendering at most. A message takes some tens of them.
 const MAX_FUEL: u64 = 20_000_000;
@@ -70,7 +70,8 @@ impl ChatTemplate {
         environment.set_recursion_limit(MAX_RECURSION);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_formatter(write_as_python);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", tojson);
         environment.add_function("raise_exception", raise_exception);
         environment
@@ -92,7 +93,10 @@ impl ChatTemplate {
         let mut output = BoundedOutput::default();
         let result = template.render_captured_to(context(prompt), &mut output).map(|_| ());
         if output.exceeded {
-            return Err(TextError::TemplateLimit { limit: MAX_OUTPUT_BYTES as u64, unit: "bytes of text" });
+            return Err(TextError::TemplateLimit {
+                limit: MAX_OUTPUT_BYTES as u64,
+                unit: "bytes of text",
+            });
         }
         result.map_err(|error| render_error(&error))?;
         String::from_utf8(output.bytes).map_err(|error| TextError::Render(error.to_string()))
@@ -148,6 +152,7 @@ fn write_as_python(output: &mut Output, state: &mut State, value: &Value) -> Res
 }
 
 /// The `tojson` filter of `transformers`: `json.dumps` with `ensure_ascii=False`.
+#[expect(clippy::needless_pass_by_value, reason = "a filter takes its arguments by value")]
 fn tojson(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     if !positional.is_empty() {
         let message = "tojson takes its options by name";

@@ -45,14 +45,21 @@ fn the_demo_model_renders_as_in_the_reference() {
 
 #[test]
 fn python_is_imitated() {
-    let messages = json!([{"role": "user", "content": " Hi ", "n": 1.0, "flag": true, "none": null}]);
+    let messages =
+        json!([{"role": "user", "content": " Hi ", "n": 1.0, "flag": true, "none": null}]);
     let cases = [
         ("{{ messages[0].content.strip().upper() }}", "HI"),
         ("{{ messages[0].n }} {{ messages[0].flag }} {{ messages[0].none }}", "1.0 True None"),
-        ("{{ messages[0] | tojson }}", r#"{"role": "user", "content": " Hi ", "n": 1.0, "flag": true, "none": null}"#),
+        (
+            "{{ messages[0] | tojson }}",
+            r#"{"role": "user", "content": " Hi ", "n": 1.0, "flag": true, "none": null}"#,
+        ),
         ("{{ [1, 'é'] | tojson(ensure_ascii=true, separators=(',', ':')) }}", r#"[1,"\u00e9"]"#),
         ("{{ {'a': 1} | tojson(indent=2) }}", "{\n  \"a\": 1\n}"),
-        ("{% for x in [1, 2, 3] %}{% if x == 2 %}{% continue %}{% endif %}{{ x }}{% endfor %}", "13"),
+        (
+            "{% for x in [1, 2, 3] %}{% if x == 2 %}{% continue %}{% endif %}{{ x }}{% endfor %}",
+            "13",
+        ),
         ("{% set ns = namespace(n=0) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}", "1"),
         ("{% if strftime_now is defined %}clock{% else %}fixed{% endif %}", "fixed"),
         ("{% if true %}\n    x\n    {% endif %}\ny\n", "    x\ny"),
@@ -69,7 +76,12 @@ fn python_is_imitated() {
 fn extra_variables_reach_the_template_but_replace_nothing() {
     let kwargs = json!({"date": "today", "messages": "stolen"});
     let messages = json!([{"role": "user"}]);
-    let rendered = render_with("{{ date }} {{ messages[0].role }}", &messages, None, kwargs.as_object().unwrap());
+    let rendered = render_with(
+        "{{ date }} {{ messages[0].role }}",
+        &messages,
+        None,
+        kwargs.as_object().unwrap(),
+    );
     assert_eq!(rendered.as_deref(), Ok("today user"));
 }
 
@@ -91,9 +103,15 @@ fn failures_say_what_is_wrong() {
 fn work_and_output_are_bounded() {
     let none = json!([]);
     let endless = "{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}";
-    assert!(matches!(render(endless, &none, None), Err(TextError::TemplateLimit { unit: "instructions", .. })));
+    assert!(matches!(
+        render(endless, &none, None),
+        Err(TextError::TemplateLimit { unit: "instructions", .. })
+    ));
     let long = "{% for a in range(10000) %}{{ 'x' * 10000 }}{% endfor %}";
-    assert!(matches!(render(long, &none, None), Err(TextError::TemplateLimit { unit: "bytes of text", .. })));
+    assert!(matches!(
+        render(long, &none, None),
+        Err(TextError::TemplateLimit { unit: "bytes of text", .. })
+    ));
     let deep = "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}";
     assert!(matches!(render(deep, &none, None), Err(TextError::Render(_))));
     assert!(ChatTemplate::new(&"x".repeat(MAX_SOURCE_BYTES + 1)).is_err());

@@ -41,10 +41,12 @@ const TABLE: &[(&str, Preparation)] = &[
 
 /// The preparation that `tokenizer.ggml.pre` names.
 pub(crate) fn preparation(name: &str) -> Result<&'static Preparation, TextError> {
-    TABLE.iter().find(|(known, _)| *known == name).map(|(_, preparation)| preparation).ok_or_else(|| {
-        let known = TABLE.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", ");
-        TextError::UnknownPreTokenizer { name: name.to_owned(), known }
-    })
+    TABLE.iter().find(|(known, _)| *known == name).map(|(_, preparation)| preparation).ok_or_else(
+        || {
+            let known = TABLE.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", ");
+            TextError::UnknownPreTokenizer { name: name.to_owned(), known }
+        },
+    )
 }
 
 impl Preparation {

@@ -41,15 +41,25 @@ pub(crate) fn dumps(value: &Value, style: &JsonStyle) -> Result<String, Error> {
     Ok(text)
 }
 
-fn write_value(value: &Value, style: &JsonStyle, depth: usize, text: &mut String) -> Result<(), Error> {
+fn write_value(
+    value: &Value,
+    style: &JsonStyle,
+    depth: usize,
+    text: &mut String,
+) -> Result<(), Error> {
     if depth > MAX_DEPTH {
-        return Err(Error::new(ErrorKind::InvalidOperation, "value is nested too deeply for tojson"));
+        return Err(Error::new(
+            ErrorKind::InvalidOperation,
+            "value is nested too deeply for tojson",
+        ));
     }
     match value.kind() {
         ValueKind::None => text.push_str("null"),
         ValueKind::Bool => text.push_str(if value.is_true() { "true" } else { "false" }),
         ValueKind::Number => text.push_str(&number(value)),
-        ValueKind::String => write_string(value.as_str().unwrap_or_default(), style.ensure_ascii, text),
+        ValueKind::String => {
+            write_string(value.as_str().unwrap_or_default(), style.ensure_ascii, text);
+        }
         ValueKind::Seq | ValueKind::Iterable => {
             let items: Vec<Value> = value.try_iter()?.collect();
             write_items(style, depth, ('[', ']'), &items, text, |item, text| {
@@ -190,16 +200,25 @@ mod tests {
 
     #[test]
     fn one_line_keeps_the_order_of_keys() {
-        let json = r#"{"b": [1, 2.50, true, null], "a": {"é\u0001\n": "日\"\\"}, "c": [], "d": {}}"#;
-        let expected = r#"{"b": [1, 2.5, true, null], "a": {"é\u0001\n": "日\"\\"}, "c": [], "d": {}}"#;
+        let json =
+            r#"{"b": [1, 2.50, true, null], "a": {"é\u0001\n": "日\"\\"}, "c": [], "d": {}}"#;
+        let expected =
+            r#"{"b": [1, 2.5, true, null], "a": {"é\u0001\n": "日\"\\"}, "c": [], "d": {}}"#;
         assert_eq!(dumps_text(json, &JsonStyle::default()), expected);
     }
 
     #[test]
     fn styles_follow_json_dumps() {
-        let style = JsonStyle { indent: Some(2), item_separator: ",".to_owned(), ..JsonStyle::default() };
-        assert_eq!(dumps_text(r#"{"a":[1],"b":{}}"#, &style), "{\n  \"a\": [\n    1\n  ],\n  \"b\": {}\n}");
+        let style =
+            JsonStyle { indent: Some(2), item_separator: ",".to_owned(), ..JsonStyle::default() };
+        assert_eq!(
+            dumps_text(r#"{"a":[1],"b":{}}"#, &style),
+            "{\n  \"a\": [\n    1\n  ],\n  \"b\": {}\n}"
+        );
         let style = JsonStyle { ensure_ascii: true, sort_keys: true, ..JsonStyle::default() };
-        assert_eq!(dumps_text(r#"{"b":"é😀","a":1}"#, &style), r#"{"a": 1, "b": "\u00e9\ud83d\ude00"}"#);
+        assert_eq!(
+            dumps_text(r#"{"b":"é😀","a":1}"#, &style),
+            r#"{"a": 1, "b": "\u00e9\ud83d\ude00"}"#
+        );
     }
 }

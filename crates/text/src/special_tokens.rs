@@ -22,7 +22,9 @@ pub(crate) enum Piece<'text> {
 
 impl SpecialTokens {
     /// Builds the set. Empty texts are left out: they would match everywhere.
-    pub(crate) fn new<'a>(tokens: impl Iterator<Item = (TokenId, &'a str)>) -> Result<Self, TextError> {
+    pub(crate) fn new<'a>(
+        tokens: impl Iterator<Item = (TokenId, &'a str)>,
+    ) -> Result<Self, TextError> {
         let (ids, texts): (Vec<_>, Vec<_>) = tokens.filter(|(_, text)| !text.is_empty()).unzip();
         let automaton = if texts.is_empty() {
             None
@@ -72,8 +74,12 @@ mod tests {
     #[test]
     fn the_longest_of_the_leftmost_wins() {
         let found = pieces(&["<a>", "<a><b>", ""], "x<a><b>é<a>");
-        let expected =
-            [Piece::Text("x"), Piece::Token(TokenId(1)), Piece::Text("é"), Piece::Token(TokenId(0))];
+        let expected = [
+            Piece::Text("x"),
+            Piece::Token(TokenId(1)),
+            Piece::Text("é"),
+            Piece::Token(TokenId(0)),
+        ];
         assert_eq!(found, expected);
     }
 

@@ -9,7 +9,9 @@ pub(crate) fn from_json(json: &serde_json::Value) -> Value {
         serde_json::Value::Bool(value) => Value::from(*value),
         serde_json::Value::Number(number) => from_number(number),
         serde_json::Value::String(text) => Value::from(text.as_str()),
-        serde_json::Value::Array(items) => Value::from(items.iter().map(from_json).collect::<Vec<_>>()),
+        serde_json::Value::Array(items) => {
+            Value::from(items.iter().map(from_json).collect::<Vec<_>>())
+        }
         serde_json::Value::Object(map) => {
             Value::from_pairs(map.iter().map(|(key, value)| (key.as_str(), from_json(value))))
         }

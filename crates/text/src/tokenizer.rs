@@ -101,19 +101,19 @@ impl Tokenizer {
         let size = parsing.get_vocab(true).into_values().max().map_or(0, |last| last + 1);
         let mut tables = Tables::with_capacity(size as usize);
         for id in 0..size {
-            let is_special = match added.get(&id) {
-                Some(token) => {
-                    tables.bytes.extend_from_slice(token.content.as_bytes());
-                    token.special
-                }
-                None => {
-                    append_bytes(&parsing.id_to_token(id).unwrap_or_default(), &mut tables.bytes);
-                    false
-                }
-            };
+            let added = added.get(&id);
+            if let Some(token) = added {
+                tables.bytes.extend_from_slice(token.content.as_bytes());
+            } else {
+                append_bytes(&parsing.id_to_token(id).unwrap_or_default(), &mut tables.bytes);
+            }
+            let is_special = added.is_some_and(|token| token.special);
             tables.end_token(is_special)?;
         }
-        Ok(tables.into_tokenizer(Encoder::Json { parsing: Box::new(parsing), literal: Box::new(literal) }))
+        Ok(tables.into_tokenizer(Encoder::Json {
+            parsing: Box::new(parsing),
+            literal: Box::new(literal),
+        }))
     }
 
     /// The tokens of `text`. With `parse_special`, texts of special tokens in it become those tokens;
@@ -201,8 +201,9 @@ impl Tables {
 
     /// Closes the token whose bytes were appended.
     fn end_token(&mut self, special: bool) -> Result<(), TextError> {
-        let end = u32::try_from(self.bytes.len())
-            .map_err(|_| TextError::InvalidVocabulary("tokens have over 4 GiB of text".to_owned()))?;
+        let end = u32::try_from(self.bytes.len()).map_err(|_| {
+            TextError::InvalidVocabulary("tokens have over 4 GiB of text".to_owned())
+        })?;
         let start = self.offsets.last().copied().unwrap_or(0);
         self.max_token_bytes = self.max_token_bytes.max((end - start) as usize);
         self.offsets.push(end);
@@ -219,7 +220,11 @@ impl Tables {
 /// Ids, kinds and texts of the tokens.
 fn tokens(vocabulary: &BpeVocabulary) -> impl Iterator<Item = (TokenId, TokenKind, &str)> {
     let texts = vocabulary.tokens.iter().map(String::as_str);
-    (0_u32..).map(TokenId).zip(&vocabulary.kinds).zip(texts).map(|((id, kind), text)| (id, *kind, text))
+    (0_u32..)
+        .map(TokenId)
+        .zip(&vocabulary.kinds)
+        .zip(texts)
+        .map(|((id, kind), text)| (id, *kind, text))
 }
 
 fn check_vocabulary(vocabulary: &BpeVocabulary) -> Result<(), TextError> {
@@ -265,10 +270,9 @@ fn ordinary_tokens(vocabulary: &BpeVocabulary) -> Vocab {
 fn split_merges(vocabulary: &BpeVocabulary) -> Result<Vec<(String, String)>, TextError> {
     let split = |merge: &String| {
         // The alphabet has no space, so that the only one is the separator.
-        merge
-            .split_once(' ')
-            .map(|(left, right)| (left.to_owned(), right.to_owned()))
-            .ok_or_else(|| TextError::InvalidVocabulary(format!("merge without a space: {merge:?}")))
+        merge.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned())).ok_or_else(
+            || TextError::InvalidVocabulary(format!("merge without a space: {merge:?}")),
+        )
     };
     vocabulary.merges.iter().map(split).collect()
 }
@@ -278,7 +282,9 @@ fn raw_byte(text: &str) -> Result<u8, TextError> {
     text.strip_prefix("<0x")
         .and_then(|rest| rest.strip_suffix('>'))
         .and_then(|digits| u8::from_str_radix(digits, 16).ok())
-        .ok_or_else(|| TextError::InvalidVocabulary(format!("byte token not of the form <0x0A>: {text:?}")))
+        .ok_or_else(|| {
+            TextError::InvalidVocabulary(format!("byte token not of the form <0x0A>: {text:?}"))
+        })
 }
 
 fn encode_ordinary(

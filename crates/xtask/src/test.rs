@@ -2,13 +2,19 @@
 
 use std::io::{self, BufRead as _, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
 use crate::python;
 use crate::step::{show, step, step_command};
 use crate::workspace::Workspace;
+
+/// How long the tests may be silent before it is checked that they still run.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Builds everything once, installs, and runs the tests whose name contains one of `only` (all of
 /// them where that is empty).
@@ -51,11 +57,24 @@ fn run_tests(cargo: &mut Command, out: &mut dyn Write) -> anyhow::Result<()> {
     let child = cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let mut child = child.with_context(|| format!("cannot start `{shown}`"))?;
     let stdout = child.stdout.take().context("the child has no standard output")?;
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        let mut lines = BufReader::new(stdout).split(b'\n').map_while(Result::ok);
+        // Ends with the output, or when nobody listens any more.
+        while lines.next().is_some_and(|line| sender.send(line).is_ok()) {}
+    });
     let mut totals = Totals::default();
-    for line in BufReader::new(stdout).split(b'\n') {
-        let line = line.context("cannot read the tests' output")?;
-        totals.add(&String::from_utf8_lossy(&line));
-        out.write_all(&[&line, b"\n".as_slice()].concat()).context("cannot write")?;
+    loop {
+        match lines.recv_timeout(PATIENCE) {
+            Ok(line) => {
+                totals.add(&String::from_utf8_lossy(&line));
+                out.write_all(&[&line, b"\n".as_slice()].concat()).context("cannot write")?;
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            // A process that a test left behind may hold the pipe open for ever.
+            Err(RecvTimeoutError::Timeout) if has_ended(&mut child) => break,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
     }
     let status = child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;
     let Totals { programs, passed, failed, ignored } = totals;
@@ -66,6 +85,10 @@ fn run_tests(cargo: &mut Command, out: &mut dyn Write) -> anyhow::Result<()> {
         bail!("`{shown}` ended with {status}");
     }
     Ok(())
+}
+
+fn has_ended(child: &mut Child) -> bool {
+    child.try_wait().is_ok_and(|status| status.is_some())
 }
 
 /// Sums of the `test result:` lines: how many programs, and how many tests of each fate.
@@ -117,6 +140,19 @@ mod tests {
         }
         let expected = Totals { programs: 2, passed: 5, failed: 5, ignored: 1 };
         assert_eq!(totals, expected);
+    }
+
+    #[test]
+    fn a_process_left_behind_does_not_hold_the_run_up() {
+        let script = "sleep 30 & echo $!; echo 'test result: ok. 1 passed; 0 failed; 0 ignored'";
+        let mut out = vec![];
+        run_tests(Command::new("sh").args(["-c", script]), &mut out).expect("it passed");
+        let out = String::from_utf8_lossy(&out);
+        assert!(out.ends_with("\n1 passed, 0 failed, 0 skipped\n"), "{out}");
+        let pid = out.lines().next().expect("the first line");
+        // Still there: the run ended before it.
+        let killed = Command::new("kill").arg(pid).status().expect("kill");
+        assert!(killed.success());
     }
 
     #[test]

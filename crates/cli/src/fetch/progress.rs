@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Where progress is reported to.
-pub trait Progress {
+pub(crate) trait Progress {
     /// A stretch of work of `num_bytes` begins; it ends with the next stage or with `done`.
     fn stage(&self, what: &str, num_bytes: u64);
     /// Bytes of the stage that are done, in total.
@@ -18,7 +18,7 @@ pub trait Progress {
 }
 
 /// A bar where standard error is a terminal, plain lines on standard error elsewhere.
-pub fn terminal_progress() -> Box<dyn Progress> {
+pub(crate) fn terminal_progress() -> Box<dyn Progress + Send> {
     if io::stderr().is_terminal() { Box::new(Bar::default()) } else { Box::new(Lines) }
 }
 

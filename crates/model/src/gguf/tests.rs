@@ -1,68 +1,20 @@
 //! Header parsing: a file made here is read back; a damaged or hostile one is an error that says what
 //! is wrong, never a panic and never memory beyond the file's size.
 
+use oarlock_testkit::GgufWriter as Writer;
 use proptest::prelude::*;
 
 use super::{Header, Value, parse};
 
-/// Writes small GGUF files.
-#[derive(Default)]
-struct Writer {
-    keys: Vec<u8>,
-    num_keys: u64,
-    tensors: Vec<u8>,
-    num_tensors: u64,
-    data: Vec<u8>,
-}
-
-fn string(text: &str) -> Vec<u8> {
-    [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
-}
-
-impl Writer {
-    fn key(mut self, key: &str, kind: u32, value: &[u8]) -> Self {
-        self.keys.extend([&string(key)[..], &kind.to_le_bytes(), value].concat());
-        self.num_keys += 1;
-        self
-    }
-
-    fn tensor(mut self, name: &str, dimensions: &[u64], kind: u32, bytes: usize) -> Self {
-        let shape: Vec<u8> = dimensions.iter().flat_map(|size| size.to_le_bytes()).collect();
-        let offset = (self.data.len() as u64).to_le_bytes();
-        let rank = (dimensions.len() as u32).to_le_bytes();
-        self.tensors.extend([&string(name)[..], &rank, &shape, &kind.to_le_bytes(), &offset].concat());
-        self.num_tensors += 1;
-        self.data.resize((self.data.len() + bytes).next_multiple_of(32), 7);
-        self
-    }
-
-    fn finish(self) -> Vec<u8> {
-        let mut file = b"GGUF\x03\x00\x00\x00".to_vec();
-        file.extend(self.num_tensors.to_le_bytes());
-        file.extend(self.num_keys.to_le_bytes());
-        file.extend(self.keys);
-        file.extend(self.tensors);
-        file.resize(file.len().next_multiple_of(32), 0);
-        file.extend(self.data);
-        file
-    }
-}
-
-fn array_of_strings(texts: &[&str]) -> Vec<u8> {
-    let mut bytes = [&8_u32.to_le_bytes()[..], &(texts.len() as u64).to_le_bytes()].concat();
-    texts.iter().for_each(|text| bytes.extend(string(text)));
-    bytes
-}
-
 fn sample() -> Vec<u8> {
     Writer::default()
-        .key("general.architecture", 8, &string("qwen2"))
-        .key("count", 4, &7_u32.to_le_bytes())
-        .key("theta", 6, &1.5_f32.to_le_bytes())
-        .key("flag", 7, &[1])
-        .key("tokens", 9, &array_of_strings(&["a", "Ġb"]))
-        .tensor("norm", &[4], 0, 16)
-        .tensor("weight", &[64, 3], 8, 3 * 2 * 34)
+        .string("general.architecture", "qwen2")
+        .u32("count", 7)
+        .f32("theta", 1.5)
+        .raw_key("flag", 7, &[1])
+        .strings("tokens", &["a", "Ġb"])
+        .tensor("norm", &[4], 0, &[7; 16])
+        .tensor("weight", &[64, 3], 8, &[7; 3 * 2 * 34])
         .finish()
 }
 
@@ -107,25 +59,25 @@ fn claims_beyond_the_file_are_refused_before_memory_is_taken() {
     assert!(error(&counts).contains("claims 18446744073709551615 tensors"), "{}", error(&counts));
 
     let array = [&8_u32.to_le_bytes()[..], &(1_u64 << 60).to_le_bytes()].concat();
-    let file = Writer::default().key("tokens", 9, &array).finish();
+    let file = Writer::default().raw_key("tokens", 9, &array).finish();
     assert!(error(&file).contains("metadata key tokens: it claims 1152921504606846976 array elements"));
 
     let nested = [9_u32.to_le_bytes().as_slice(), &1_u64.to_le_bytes()].concat().repeat(9);
-    assert!(error(&Writer::default().key("deep", 9, &nested).finish()).contains("nested more than 4"));
+    assert!(error(&Writer::default().raw_key("deep", 9, &nested).finish()).contains("nested more than 4"));
 }
 
 #[test]
 fn impossible_tensors_are_named() {
-    let bad = |dimensions: &[u64], kind| error(&Writer::default().tensor("w", dimensions, kind, 64).finish());
+    let bad = |dimensions: &[u64], kind| error(&Writer::default().tensor("w", dimensions, kind, &[7; 64]).finish());
     assert!(bad(&[1 << 40, 1 << 40], 0).contains("tensor w: its shape"));
     assert!(bad(&[0, 4], 0).contains("is empty"));
     assert!(bad(&[33, 2], 8).contains("whole Q8_0 blocks"));
     assert!(bad(&[32, 2], 3).contains("type 3 is not supported"));
     assert!(bad(&[1, 1, 1, 1, 1], 0).contains("5 dimensions"));
     assert!(bad(&[1024, 4], 0).contains("truncated"));
-    let twice = Writer::default().tensor("w", &[4], 0, 16).tensor("w", &[4], 0, 16).finish();
+    let twice = Writer::default().tensor("w", &[4], 0, &[7; 16]).tensor("w", &[4], 0, &[7; 16]).finish();
     assert!(error(&twice).contains("listed twice"));
-    let key_twice = Writer::default().key("k", 7, &[0]).key("k", 7, &[0]).finish();
+    let key_twice = Writer::default().raw_key("k", 7, &[0]).raw_key("k", 7, &[0]).finish();
     assert!(error(&key_twice).contains("there twice"));
 }
 

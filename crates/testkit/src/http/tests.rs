@@ -9,7 +9,8 @@ use serde_json::json;
 use super::Client;
 
 /// Answers one request with these bytes, and returns what it was asked.
-fn serve_once(answer: &'static str) -> (Client, JoinHandle<String>) {
+fn serve_once(answer: impl Into<String>) -> (Client, JoinHandle<String>) {
+    let answer = answer.into();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let client = Client::new(listener.local_addr().expect("an address"));
     let server = thread::spawn(move || {
@@ -80,11 +81,15 @@ fn an_answer_that_is_cut_off_is_an_error() {
 
 #[test]
 fn events_come_one_by_one_until_done() {
-    let (client, _server) = serve_once(
-        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n\
-         e\r\ndata: {\"a\":1}\n\r\n1c\r\n\n: comment\n\ndata: {\"b\":\ndat\r\n\
-         18\r\na: 2}\n\ndata: [DONE]\n\n\n\n\n\r\n0\r\n\r\n",
-    );
+    let body = "data: {\"a\":1}\n\n: comment\n\ndata: {\"b\":\ndata: 2}\r\n\r\ndata: [DONE]\n\n";
+    // Chunks of 5 bytes, which cut events, lines and words anywhere.
+    let chunks = body
+        .as_bytes()
+        .chunks(5)
+        .map(|chunk| format!("{:x}\r\n{}\r\n", chunk.len(), String::from_utf8_lossy(chunk)));
+    let chunks: Vec<String> = chunks.collect();
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nTransfer-Encoding: chunked";
+    let (client, _server) = serve_once(format!("{head}\r\n\r\n{}0\r\n\r\n", chunks.concat()));
     let mut events = client.stream("/", &json!({})).expect("a stream");
     assert_eq!(events.next_json(), Some(json!({"a": 1})));
     assert_eq!(events.next_json(), Some(json!({"b": 2})));

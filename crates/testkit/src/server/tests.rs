@@ -55,7 +55,7 @@ fn a_server_is_started_read_and_stopped() {
 fn a_server_that_will_not_stop_is_killed() {
     let port = play_port();
     let script = format!(
-        "trap '' TERM; echo listening on http://127.0.0.1:{port}; while :; do read x; done"
+        "trap '' TERM; echo listening on http://127.0.0.1:{port}; while :; do sleep 1; done"
     );
     let mut server = Server::start_command(shell(&script), TIMEOUT).expect("ready");
     server.signal(super::Signal::TERM);

@@ -50,7 +50,18 @@ const PURE: [(&str, &[&str]); 6] = [
     ("scheduler", &["thiserror"]),
     ("router", &["thiserror"]),
     ("sampler", &["thiserror"]),
-    ("text", &["thiserror", "tokenizers", "minijinja", "minijinja-contrib", "serde", "serde_json"]),
+    (
+        "text",
+        &[
+            "thiserror",
+            "aho-corasick",
+            "tokenizers",
+            "minijinja",
+            "minijinja-contrib",
+            "serde",
+            "serde_json",
+        ],
+    ),
 ];
 
 /// External crates that only some crates may name, in tests too.

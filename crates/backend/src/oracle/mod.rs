@@ -1,0 +1,343 @@
+//! The oracle: every operation of [`Backend`] in scalar float32, with float32 KV, in the plainest way.
+//! Never optimized; weights stay as they are stored and are decoded row by row.
+
+mod attention;
+mod ops;
+
+use std::ops::Range;
+
+use half::f16;
+
+use crate::outcome::{OutcomeScratch, row_outcome};
+use crate::quant::dequantize_row;
+use crate::record::StepRecord;
+use crate::{
+    Activation, AttentionParams, Backend, BackendError, BackendLimits, InnerSplit, KvCacheShape, RotaryStyle,
+    RowResult, RowSet, StepInput, WeightKind, WeightView,
+};
+
+/// The scalar reference.
+#[derive(Debug)]
+pub struct OracleBackend {
+    limits: BackendLimits,
+    step: StepRecord,
+    tile: Range<usize>,
+    results: Vec<RowResult>,
+    scratch: OutcomeScratch,
+    memory_bytes: u64,
+}
+
+/// Activations, `[rows, width]`.
+#[derive(Debug)]
+pub struct OracleTensor {
+    rows: RowSet,
+    width: usize,
+    values: Vec<f32>,
+}
+
+/// Stored rows of one or several parts.
+#[derive(Debug)]
+pub struct OracleWeight {
+    parts: Vec<StoredMatrix>,
+    columns: usize,
+    segments: usize,
+}
+
+/// A matrix as it was stored.
+#[derive(Debug)]
+pub struct StoredMatrix {
+    kind: WeightKind,
+    rows: usize,
+    columns: usize,
+    data: Vec<u8>,
+}
+
+/// `[position, pair]` cosines and sines.
+#[derive(Debug)]
+pub struct OracleRotary {
+    style: RotaryStyle,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    half: usize,
+}
+
+/// `[layer, block, token, key | value, head, element]`.
+#[derive(Debug)]
+pub struct OracleKvCache {
+    shape: KvCacheShape,
+    values: Vec<f32>,
+}
+
+impl OracleBackend {
+    /// An oracle for these limits.
+    #[must_use]
+    pub fn new(limits: BackendLimits) -> Self {
+        Self {
+            limits,
+            step: StepRecord::with_limits(&limits),
+            tile: 0..0,
+            results: Vec::new(),
+            scratch: OutcomeScratch::default(),
+            memory_bytes: 0,
+        }
+    }
+
+    fn rows(&self, set: RowSet) -> usize {
+        match set {
+            RowSet::Tokens => self.step.num_rows(),
+            RowSet::Gathered => self.tile.len(),
+        }
+    }
+
+    fn store(&mut self, view: &WeightView<'_>) -> Result<StoredMatrix, BackendError> {
+        check_view(view)?;
+        self.memory_bytes += view.data.len() as u64;
+        Ok(StoredMatrix {
+            kind: view.kind,
+            rows: view.rows,
+            columns: view.columns,
+            data: view.data.to_vec(),
+        })
+    }
+}
+
+/// Checks that a view's bytes are what its shape says.
+pub fn check_view(view: &WeightView<'_>) -> Result<(), BackendError> {
+    let fail = |reason: String| BackendError::Weight { name: view.name.to_owned(), reason };
+    let row_bytes = view.kind.row_bytes(view.columns).ok_or_else(|| {
+        fail(format!("{} columns are not whole blocks of {}", view.columns, view.kind.block_values()))
+    })?;
+    let expected = row_bytes.checked_mul(view.rows).ok_or_else(|| fail("its size overflows".to_owned()))?;
+    if view.data.len() != expected {
+        return Err(fail(format!("{} bytes where its shape needs {expected}", view.data.len())));
+    }
+    if view.rows == 0 || view.columns == 0 {
+        return Err(fail("it is empty".to_owned()));
+    }
+    Ok(())
+}
+
+/// Checks the parts of a linear layer and its split; gives the common inner width.
+pub fn check_parts(parts: &[WeightView<'_>], split: InnerSplit) -> Result<usize, BackendError> {
+    assert!(!parts.is_empty(), "a linear layer has parts");
+    let columns = parts[0].columns;
+    for part in parts {
+        check_view(part)?;
+        let fail = |reason| Err(BackendError::Weight { name: part.name.to_owned(), reason });
+        if part.columns != columns {
+            return fail(format!("{} columns where its siblings have {columns}", part.columns));
+        }
+        if !split.segments.is_power_of_two() || split.segments > 8 || columns % split.segments != 0 {
+            return fail(format!("{columns} columns cannot be cut into {} segments", split.segments));
+        }
+        if part.kind.is_quantized() && !(columns / split.segments).is_multiple_of(32) {
+            let width = columns / split.segments;
+            return fail(format!("segments of {width} columns are not whole sub-blocks of 32"));
+        }
+    }
+    Ok(columns)
+}
+
+impl StoredMatrix {
+    fn row(&self, row: usize, out: &mut [f32]) {
+        let bytes = self.data.len() / self.rows;
+        dequantize_row(self.kind, &self.data[row * bytes..][..bytes], out).expect("checked when stored");
+    }
+}
+
+impl Backend for OracleBackend {
+    type Tensor = OracleTensor;
+    type Weight = OracleWeight;
+    type Table = StoredMatrix;
+    type Vector = Vec<f32>;
+    type Rotary = OracleRotary;
+    type KvCache = OracleKvCache;
+
+    fn instruction_set(&self) -> String {
+        "oracle".to_owned()
+    }
+
+    fn limits(&self) -> BackendLimits {
+        self.limits
+    }
+
+    fn pack_linear(&mut self, parts: &[WeightView<'_>], split: InnerSplit) -> Result<OracleWeight, BackendError> {
+        let columns = check_parts(parts, split)?;
+        let parts = parts.iter().map(|part| self.store(part)).collect::<Result<_, _>>()?;
+        Ok(OracleWeight { parts, columns, segments: split.segments })
+    }
+
+    fn pack_table(&mut self, table: &WeightView<'_>) -> Result<StoredMatrix, BackendError> {
+        self.store(table)
+    }
+
+    fn vector(&mut self, values: &[f32]) -> Result<Vec<f32>, BackendError> {
+        self.memory_bytes += size_of_val(values) as u64;
+        Ok(values.to_vec())
+    }
+
+    fn tensor(&mut self, rows: RowSet, width: usize) -> Result<OracleTensor, BackendError> {
+        let max_rows = match rows {
+            RowSet::Tokens => self.limits.max_tokens,
+            RowSet::Gathered => self.limits.max_gathered,
+        };
+        self.memory_bytes += (max_rows * width * 4) as u64;
+        Ok(OracleTensor { rows, width, values: vec![0.0; max_rows * width] })
+    }
+
+    fn rotary(
+        &mut self,
+        inverse_frequencies: &[f32],
+        scale: f32,
+        style: RotaryStyle,
+    ) -> Result<OracleRotary, BackendError> {
+        let (cos, sin) = rotary_tables(inverse_frequencies, scale, self.limits.max_positions);
+        Ok(OracleRotary { style, cos, sin, half: inverse_frequencies.len() })
+    }
+
+    fn kv_cache(&mut self, shape: KvCacheShape) -> Result<OracleKvCache, BackendError> {
+        let tokens = shape.num_layers * shape.num_blocks * oarlock_types::BLOCK_TOKENS;
+        let values = tokens * 2 * shape.num_kv_heads * shape.head_dim;
+        self.memory_bytes += values as u64 * 4;
+        Ok(OracleKvCache { shape, values: vec![0.0; values] })
+    }
+
+    fn begin_step(&mut self, input: &StepInput<'_>) {
+        self.step.set(input);
+        self.tile = 0..0;
+        self.results.clear();
+    }
+
+    fn embed(&mut self, out: &mut OracleTensor, table: &StoredMatrix, scale: f32) {
+        ops::embed(out, table, scale, self.step.tokens());
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        out: &mut OracleTensor,
+        residual: &mut OracleTensor,
+        delta: Option<&OracleTensor>,
+        weight: &Vec<f32>,
+        eps: f32,
+    ) {
+        for row in 0..self.rows(residual.rows) {
+            let delta = delta.map(|delta| delta.row(row));
+            ops::add_rms_norm(out.row_mut(row), residual.row_mut(row), delta, weight, eps);
+        }
+    }
+
+    fn linear(
+        &mut self,
+        out: &mut OracleTensor,
+        input: &OracleTensor,
+        weight: &OracleWeight,
+        bias: Option<&Vec<f32>>,
+    ) {
+        ops::linear(out, input, weight, bias.map(Vec::as_slice), self.rows(input.rows));
+    }
+
+    fn rotary_kv_write(
+        &mut self,
+        qkv: &mut OracleTensor,
+        cache: &mut OracleKvCache,
+        layer: usize,
+        rotary: &OracleRotary,
+        params: &AttentionParams,
+    ) {
+        for row in 0..self.step.num_rows() {
+            let position = self.step.position(row);
+            attention::rotate(qkv.row_mut(row), rotary, params, position);
+            attention::write(qkv.row(row), cache, layer, self.step.table(row), params, position);
+        }
+    }
+
+    fn paged_attention(
+        &mut self,
+        out: &mut OracleTensor,
+        qkv: &OracleTensor,
+        cache: &OracleKvCache,
+        layer: usize,
+        params: &AttentionParams,
+    ) {
+        for row in 0..self.step.num_rows() {
+            let place = (self.step.table(row), self.step.position(row));
+            attention::attend(out.row_mut(row), qkv.row(row), cache, layer, place, params);
+        }
+    }
+
+    fn gated_activation(&mut self, out: &mut OracleTensor, gate_up: &OracleTensor, activation: Activation) {
+        for row in 0..self.rows(gate_up.rows) {
+            ops::gated_activation(out.row_mut(row), gate_up.row(row), activation);
+        }
+    }
+
+    fn gather(&mut self, out: &mut OracleTensor, input: &OracleTensor, tile: Range<usize>) {
+        assert!(tile.len() <= self.limits.max_gathered, "a tile fits the workspace");
+        for (to, wanted) in self.step.logit_rows()[tile.clone()].iter().enumerate() {
+            out.row_mut(to).copy_from_slice(input.row(wanted.row as usize));
+        }
+        self.tile = tile;
+    }
+
+    fn sample(&mut self, logits: &OracleTensor) {
+        for (row, wanted) in self.step.logit_rows()[self.tile.clone()].iter().enumerate() {
+            let outcome = row_outcome(logits.row(row), wanted, &mut self.scratch);
+            self.results.push(RowResult { outcome });
+        }
+    }
+
+    fn copy_blocks(&mut self, cache: &mut OracleKvCache, pairs: &[(u32, u32)]) {
+        attention::copy_blocks(cache, pairs);
+    }
+
+    fn finish_step(&mut self, results: &mut Vec<RowResult>) -> Result<(), BackendError> {
+        results.clear();
+        results.append(&mut self.results);
+        Ok(())
+    }
+
+    fn read(&mut self, tensor: &OracleTensor) -> Vec<f32> {
+        tensor.values[..self.rows(tensor.rows) * tensor.width].to_vec()
+    }
+
+    fn write(&mut self, tensor: &mut OracleTensor, values: &[f32]) {
+        let len = self.rows(tensor.rows) * tensor.width;
+        tensor.values[..len].copy_from_slice(values);
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+}
+
+impl OracleTensor {
+    fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.width..][..self.width]
+    }
+
+    fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        &mut self.values[row * self.width..][..self.width]
+    }
+}
+
+/// `[position, pair]` cosines and sines times `scale`: the angle is the float32 product of position
+/// and inverse frequency, its cosine and sine are taken in float64 and rounded.
+pub fn rotary_tables(inverse_frequencies: &[f32], scale: f32, positions: usize) -> (Vec<f32>, Vec<f32>) {
+    let angles = (0..positions)
+        .flat_map(|position| inverse_frequencies.iter().map(move |f| f64::from(position as f32 * f)));
+    let scale = f64::from(scale);
+    angles.map(|angle| ((angle.cos() * scale) as f32, (angle.sin() * scale) as f32)).unzip()
+}
+
+/// What an f16 cache would hold of a value: rounded to nearest even, saturated to ±65504.
+#[must_use]
+pub fn to_f16_saturated(value: f32) -> f16 {
+    let limit = 65_504.0;
+    f16::from_f32(if value > limit {
+        limit
+    } else if value < -limit {
+        -limit
+    } else {
+        value
+    })
+}

@@ -1,0 +1,174 @@
+//! One sub-block of 32 quants of any quantized kind, as integers: what packers reorder.
+
+use crate::WeightKind;
+
+/// Values in one sub-block.
+pub const SUB_BLOCK: usize = 32;
+
+/// 32 consecutive values of a row:
+/// `d * sub_scales[i / 16] * (quants[i] - offset) - dmin * minimum`, with the kind's
+/// [`WeightKind::quant_offset`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubBlock {
+    /// Unsigned quants in order.
+    pub quants: [u8; SUB_BLOCK],
+    /// Integer scales of the two halves; 1 where the kind has none.
+    pub sub_scales: [i8; 2],
+    /// Integer minimum; 0 where the kind has none.
+    pub minimum: u8,
+    /// `d`, as bits of an f16.
+    pub scale: u16,
+    /// `dmin`, as bits of an f16; 0 where the kind has none.
+    pub minimum_scale: u16,
+}
+
+impl WeightKind {
+    /// What is subtracted from an unsigned quant; 0 for kinds with a minimum and for floats.
+    #[must_use]
+    pub fn quant_offset(self) -> u8 {
+        match self {
+            Self::Q4_0 => 8,
+            Self::Q5_0 => 16,
+            Self::Q8_0 => 128,
+            Self::Q6K => 32,
+            Self::F32 | Self::F16 | Self::Bf16 | Self::Q4K | Self::Q5K => 0,
+        }
+    }
+}
+
+/// Sub-block `index` of a row.
+///
+/// # Panics
+/// If the row is shorter, or the kind is not quantized.
+#[inline]
+#[must_use]
+pub fn sub_block(kind: WeightKind, row: &[u8], index: usize) -> SubBlock {
+    let per_block = kind.block_values() / SUB_BLOCK;
+    let bytes = kind.block_bytes();
+    let block = &row[index / per_block * bytes..][..bytes];
+    let sub = index % per_block;
+    match kind {
+        WeightKind::Q4_0 => q4_0(block),
+        WeightKind::Q5_0 => q5_0(block),
+        WeightKind::Q8_0 => q8_0(block),
+        WeightKind::Q4K => q4_k(block, sub),
+        WeightKind::Q5K => q5_k(block, sub),
+        WeightKind::Q6K => q6_k(block, sub),
+        WeightKind::F32 | WeightKind::F16 | WeightKind::Bf16 => panic!("{kind:?} has no sub-blocks"),
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// A block with one scale and no minimum.
+fn plain(scale: u16, quants: [u8; SUB_BLOCK]) -> SubBlock {
+    SubBlock { quants, sub_scales: [1, 1], minimum: 0, scale, minimum_scale: 0 }
+}
+
+/// 16 bytes to 32 nibbles: low ones first.
+fn nibbles(bytes: &[u8]) -> [u8; SUB_BLOCK] {
+    let mut quants = [0; SUB_BLOCK];
+    let (low, high) = quants.split_at_mut(16);
+    for ((low, high), byte) in low.iter_mut().zip(high).zip(&bytes[..16]) {
+        *low = byte & 15;
+        *high = byte >> 4;
+    }
+    quants
+}
+
+/// d, qs[16].
+fn q4_0(block: &[u8]) -> SubBlock {
+    plain(u16_at(block, 0), nibbles(&block[2..18]))
+}
+
+/// d, qh (32 bits), qs[16].
+fn q5_0(block: &[u8]) -> SubBlock {
+    let high = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
+    let mut quants = nibbles(&block[6..22]);
+    for (i, quant) in quants.iter_mut().enumerate() {
+        *quant |= ((high >> i) as u8 & 1) << 4;
+    }
+    plain(u16_at(block, 0), quants)
+}
+
+/// d, qs[32] signed; made unsigned by adding 128.
+fn q8_0(block: &[u8]) -> SubBlock {
+    let mut quants = [0; SUB_BLOCK];
+    for (quant, byte) in quants.iter_mut().zip(&block[2..34]) {
+        *quant = byte ^ 0x80;
+    }
+    plain(u16_at(block, 0), quants)
+}
+
+/// 6-bit scale and minimum of a sub-block out of 12 bytes (`get_scale_min_k4`).
+fn scale_and_minimum(scales: &[u8], sub: usize) -> (u8, u8) {
+    if sub < 4 {
+        (scales[sub] & 63, scales[sub + 4] & 63)
+    } else {
+        let high_bits = |byte: u8| byte >> 6 << 4;
+        (
+            scales[sub + 4] & 15 | high_bits(scales[sub - 4]),
+            scales[sub + 4] >> 4 | high_bits(scales[sub]),
+        )
+    }
+}
+
+/// 32 bytes per 64 values: low nibbles are the first 32 values.
+fn k_nibbles(bytes: &[u8], sub: usize) -> [u8; SUB_BLOCK] {
+    let shift = sub % 2 * 4;
+    let mut quants = [0; SUB_BLOCK];
+    for (quant, byte) in quants.iter_mut().zip(&bytes[sub / 2 * 32..][..32]) {
+        *quant = byte >> shift & 15;
+    }
+    quants
+}
+
+/// d, dmin, scales[12], qs[128].
+fn q4_k(block: &[u8], sub: usize) -> SubBlock {
+    let (scale, minimum) = scale_and_minimum(&block[4..16], sub);
+    SubBlock {
+        quants: k_nibbles(&block[16..144], sub),
+        sub_scales: [scale.cast_signed(); 2],
+        minimum,
+        scale: u16_at(block, 0),
+        minimum_scale: u16_at(block, 2),
+    }
+}
+
+/// d, dmin, scales[12], qh[32], qs[128]; bit `sub` of qh[i] is bit 4 of value i.
+fn q5_k(block: &[u8], sub: usize) -> SubBlock {
+    let (scale, minimum) = scale_and_minimum(&block[4..16], sub);
+    let mut quants = k_nibbles(&block[48..176], sub);
+    for (quant, byte) in quants.iter_mut().zip(&block[16..48]) {
+        *quant |= (byte >> sub & 1) << 4;
+    }
+    SubBlock {
+        quants,
+        sub_scales: [scale.cast_signed(); 2],
+        minimum,
+        scale: u16_at(block, 0),
+        minimum_scale: u16_at(block, 2),
+    }
+}
+
+/// ql[128], qh[64], scales[16] signed, d. Each half of 128 values has 64 bytes of ql and 32 of qh.
+fn q6_k(block: &[u8], sub: usize) -> SubBlock {
+    let (half, quarter) = (sub / 4, sub % 4);
+    let low = &block[half * 64 + quarter % 2 * 32..][..32];
+    let high = &block[128 + half * 32..][..32];
+    let low_shift = quarter / 2 * 4;
+    let mut quants = [0; SUB_BLOCK];
+    for ((quant, low), high) in quants.iter_mut().zip(low).zip(high) {
+        *quant = low >> low_shift & 15 | (high >> (quarter * 2) & 3) << 4;
+    }
+    let scales = &block[192..208];
+    SubBlock {
+        quants,
+        sub_scales: [scales[2 * sub].cast_signed(), scales[2 * sub + 1].cast_signed()],
+        minimum: 0,
+        scale: u16_at(block, 208),
+        minimum_scale: 0,
+    }
+}

@@ -1,0 +1,44 @@
+//! The same sixteen requests give the same bits: alone and all at once, in chunks and whole, after
+//! preemption, and on every instruction set of this machine.
+
+use oarlock_testkit::{Server, ServerOptions};
+use oarlock_worker::InstructionSet;
+use serde_json::Value;
+
+use crate::requests::{Answer, ask, ask_all_at_once, sixteen};
+use crate::turn;
+
+#[test]
+fn sixteen_requests_have_the_same_bits_everywhere() {
+    let Some((_turn, model)) = turn() else { return };
+    let requests = sixteen();
+    let mut expected: Option<Vec<Answer>> = None;
+    for instruction_set in InstructionSet::available() {
+        let name = instruction_set.to_string();
+        // A cache too small for all of them at once: sequences are preempted and computed again.
+        let small = ["--chunk-tokens", "16", "--kv-cache-tokens", "1024", "--max-sequence-tokens", "768"];
+        let variants: [(&str, &[&str]); 2] = [("whole prompts", &[]), ("chunks of 16, small cache", &small)];
+        for (variant, arguments) in variants {
+            let options = ServerOptions::new(&model).args(["--served-name", "demo"]);
+            let options = options.args(["--instruction-set", &name]).args(arguments.iter().copied());
+            let server = Server::start(&options).unwrap();
+            let at_once = ask_all_at_once(&server, &requests);
+            // The alone-runs come second, so that the prefix cache is warm for them and cold above.
+            let alone = if expected.is_none() || variant == "whole prompts" {
+                requests.iter().map(|request| ask(&server, request)).collect()
+            } else {
+                at_once.clone()
+            };
+            compare(&format!("{name}, {variant}, all at once against alone"), &requests, &alone, &at_once);
+            let first = expected.get_or_insert_with(|| alone.clone());
+            compare(&format!("{name}, {variant}, against the first variant"), &requests, first, &alone);
+        }
+    }
+}
+
+fn compare(what: &str, requests: &[Value], expected: &[Answer], found: &[Answer]) {
+    for (index, (expected, found)) in expected.iter().zip(found).enumerate() {
+        assert_eq!(expected, found, "{what}: request {index}: {}", requests[index]);
+    }
+    eprintln!("{what}: {} answers with the same bits", found.len());
+}

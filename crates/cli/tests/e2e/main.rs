@@ -1,0 +1,45 @@
+//! End to end: the real binary with the demo model, through its processes, its sockets and its API.
+//!
+//! One test binary, and one server for all that only asks questions. Tests that need a server of
+//! their own take turns, so that two cores are not shared by several models.
+
+mod api;
+mod determinism;
+mod lifecycle;
+mod python;
+mod reference;
+mod requests;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use oarlock_testkit::{Server, ServerOptions, demo_model};
+
+/// A question to a running server.
+type Scenario = (&'static str, fn(&Server));
+
+/// Everything that one ordinary server can answer, one after the other. All run, even after a
+/// failure; the test names those that failed.
+#[test]
+fn questions_to_one_server() {
+    let Some((_turn, model)) = turn() else { return };
+    let server = Server::start(&ServerOptions::new(model).args(["--served-name", "demo"])).unwrap();
+    let scenarios: Vec<Scenario> =
+        [reference::SCENARIOS, api::SCENARIOS, python::SCENARIOS].concat().into_iter().collect();
+    let mut failed = Vec::new();
+    for (name, scenario) in scenarios {
+        eprintln!("scenario {name}");
+        if catch_unwind(AssertUnwindSafe(|| scenario(&server))).is_err() {
+            failed.push(name);
+        }
+    }
+    assert!(failed.is_empty(), "failed: {failed:?}");
+}
+
+/// The demo model and the right to start a server; `None` where the model is not here.
+fn turn() -> Option<(MutexGuard<'static, ()>, PathBuf)> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let model = demo_model()?;
+    Some((TURN.lock().unwrap_or_else(PoisonError::into_inner), model))
+}

@@ -1,0 +1,251 @@
+//! The scheduler's state, and what changes it from outside of steps: submit, cancel, reset.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use oarlock_kv_cache::BlockPool;
+use oarlock_types::{
+    EngineStats, Epoch, Event, EventKind, FinishReason, Rejected, Request, RequestId, SlotId,
+    StepId, Tick,
+};
+
+use crate::limits::Limits;
+use crate::queue::{Order, Queue};
+use crate::sequence::{Place, Sequence, Sequences};
+use crate::spare::{PlanRecord, Spare};
+
+/// Decides which tokens run next. The crate's documentation says how.
+#[derive(Debug)]
+pub struct Scheduler {
+    pub(crate) limits: Limits,
+    pub(crate) epoch: Epoch,
+    /// The last step planned.
+    pub(crate) step: StepId,
+    pub(crate) pool: BlockPool,
+    pub(crate) sequences: Sequences,
+    ids: BTreeMap<RequestId, usize>,
+    pub(crate) waiting: Queue,
+    pub(crate) running: Queue,
+    pub(crate) free_slots: Vec<SlotId>,
+    /// Slots of sequences that are gone, of which the workers have not been told.
+    pub(crate) released_slots: Vec<SlotId>,
+    pub(crate) in_flight: VecDeque<PlanRecord>,
+    pub(crate) spare: Spare,
+    num_arrivals: u64,
+    /// No deadline is before this.
+    next_deadline: Option<Tick>,
+    /// Counters only; the load is filled in when asked for.
+    pub(crate) counters: EngineStats,
+}
+
+impl Scheduler {
+    /// A scheduler for a group of workers in its life `epoch`, with empty slots and an empty cache.
+    ///
+    /// # Panics
+    /// If a limit is 0 that must not be.
+    pub fn new(limits: Limits, epoch: Epoch) -> Self {
+        limits.validate();
+        let max_seqs = limits.max_seqs as usize;
+        let mut scheduler = Self {
+            limits,
+            epoch,
+            step: StepId(0),
+            pool: BlockPool::new(limits.num_blocks),
+            sequences: Sequences::default(),
+            ids: BTreeMap::new(),
+            waiting: Queue::with_capacity(limits.max_queued as usize + max_seqs),
+            running: Queue::with_capacity(max_seqs),
+            free_slots: Vec::with_capacity(max_seqs),
+            released_slots: Vec::with_capacity(max_seqs),
+            in_flight: VecDeque::with_capacity(limits.max_plans_in_flight as usize),
+            spare: Spare::default(),
+            num_arrivals: 0,
+            next_deadline: None,
+            counters: EngineStats::default(),
+        };
+        scheduler.free_all_slots();
+        scheduler
+    }
+
+    /// Takes a request into the waiting queue.
+    ///
+    /// It is refused as too long if its prompt with one generated token (or without, if none is
+    /// wanted) exceeds [`Scheduler::max_sequence_tokens`]; if only `max_tokens` would, it will
+    /// finish with [`FinishReason::Length`] there.
+    ///
+    /// # Panics
+    /// If `num_prompt` exceeds the number of tokens.
+    pub fn submit(&mut self, request: Request, _now: Tick) -> Result<(), Rejected> {
+        let checked = self.check(&request);
+        if checked.is_err() {
+            self.counters.rejected += 1;
+            return checked;
+        }
+        let order = Order { priority: request.priority, arrival: self.num_arrivals };
+        self.num_arrivals += 1;
+        let goal = request.num_prompt.saturating_add(request.stop.max_tokens);
+        if let Some(deadline) = request.deadline {
+            self.next_deadline =
+                Some(self.next_deadline.map_or(deadline, |next| next.min(deadline)));
+        }
+        let id = request.id;
+        let sequence = Sequence {
+            tokens: self.spare.tokens(&request.tokens),
+            request: Request { tokens: Vec::new(), ..request },
+            table: self.spare.table(),
+            order,
+            place: Place::Waiting,
+            goal: goal.min(self.max_sequence_tokens()),
+            planned: 0,
+            computed: 0,
+            num_announced: 0,
+            num_in_flight: 0,
+            num_sampling: 0,
+            last_step: StepId(0),
+            attempt: 0,
+            num_scored: 0,
+            num_scores_planned: 0,
+            num_prompt_counted: 0,
+            cached_tokens: None,
+        };
+        let at = self.sequences.insert(sequence);
+        self.ids.insert(id, at);
+        self.waiting.insert(order, at);
+        Ok(())
+    }
+
+    fn check(&self, request: &Request) -> Result<(), Rejected> {
+        let num_tokens = request.tokens.len() as u32;
+        assert!(request.num_prompt <= num_tokens, "a prompt longer than the tokens");
+        if request.num_prompt == 0 {
+            return Err(Rejected::EmptyPrompt);
+        }
+        if self.ids.contains_key(&request.id) {
+            return Err(Rejected::DuplicateId);
+        }
+        let limit = self.max_sequence_tokens();
+        let tokens =
+            num_tokens.max(request.num_prompt.saturating_add(request.stop.max_tokens.min(1)));
+        if tokens > limit {
+            return Err(Rejected::TooLong { tokens, limit });
+        }
+        if let Some(&token) = request.tokens.iter().find(|token| token.0 >= self.limits.vocab_size)
+        {
+            return Err(Rejected::UnknownToken { token });
+        }
+        if self.waiting.len() >= self.limits.max_queued as usize {
+            return Err(Rejected::QueueFull { limit: self.limits.max_queued });
+        }
+        Ok(())
+    }
+
+    /// Ends a request, wherever it is; nothing happens if it is not known.
+    pub fn cancel(&mut self, id: RequestId, events: &mut Vec<Event>) {
+        if let Some(&at) = self.ids.get(&id) {
+            self.finish(at, FinishReason::Cancelled, events);
+        }
+    }
+
+    /// The group of workers is gone, and with it all slots, the cache and the plans in flight: what
+    /// ran waits again, with all its tokens, in its old order. Steps count from 1 again.
+    pub fn reset(&mut self, epoch: Epoch, _now: Tick) {
+        self.epoch = epoch;
+        self.step = StepId(0);
+        self.pool.reset();
+        while let Some(record) = self.in_flight.pop_front() {
+            self.spare.put_record(record);
+        }
+        for (order, at) in self.running.iter() {
+            self.waiting.insert(order, at);
+        }
+        self.running.clear();
+        for sequence in self.sequences.iter_mut() {
+            sequence.lose_progress();
+            sequence.num_in_flight = 0;
+            sequence.num_sampling = 0;
+            sequence.last_step = StepId(0);
+            self.pool.release(&mut sequence.table, StepId(0));
+        }
+        self.free_all_slots();
+    }
+
+    fn free_all_slots(&mut self) {
+        self.released_slots.clear();
+        self.free_slots.clear();
+        self.free_slots.extend((0..self.limits.max_seqs).rev().map(SlotId));
+    }
+
+    /// Ends a sequence and gives its slot and blocks back.
+    pub(crate) fn finish(&mut self, at: usize, reason: FinishReason, events: &mut Vec<Event>) {
+        let mut sequence = self.sequences.remove(at);
+        self.ids.remove(&sequence.request.id);
+        match sequence.place {
+            Place::Waiting => self.waiting.remove(sequence.order),
+            Place::Running(slot) => {
+                self.running.remove(sequence.order);
+                self.released_slots.push(slot);
+            }
+        }
+        self.pool.release(&mut sequence.table, sequence.last_step);
+        match reason {
+            FinishReason::Stop => self.counters.finished_stop += 1,
+            FinishReason::Length => self.counters.finished_length += 1,
+            FinishReason::Cancelled | FinishReason::Deadline => {
+                self.counters.finished_cancelled += 1;
+            }
+            FinishReason::Failed(_) | FinishReason::EngineLost => {
+                self.counters.finished_failed += 1;
+            }
+        }
+        let kind = EventKind::Finished { reason, usage: sequence.usage() };
+        events.push(Event { request: sequence.request.id, kind });
+        self.spare.put_sequence(sequence.tokens, sequence.table);
+    }
+
+    /// Ends sequences whose deadline has come.
+    pub(crate) fn expire(&mut self, now: Tick, events: &mut Vec<Event>) {
+        if self.next_deadline.is_none_or(|next| now < next) {
+            return;
+        }
+        for at in 0..self.sequences.end() {
+            let sequence = self.sequences.get(at);
+            let deadline = sequence.and_then(|sequence| sequence.request.deadline);
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                self.finish(at, FinishReason::Deadline, events);
+            }
+        }
+        self.next_deadline =
+            self.sequences.iter().filter_map(|(_, sequence)| sequence.request.deadline).min();
+    }
+
+    /// Whether there is anything to compute, to wait for or to tell the workers.
+    pub fn has_work(&self) -> bool {
+        !self.sequences.is_empty() || !self.released_slots.is_empty() || !self.in_flight.is_empty()
+    }
+
+    /// Plans whose results have not been committed.
+    pub fn plans_in_flight(&self) -> u32 {
+        self.in_flight.len() as u32
+    }
+
+    /// How many plans there can be in flight; [`Scheduler::plan`] gives an empty one beyond.
+    pub fn max_plans_in_flight(&self) -> usize {
+        self.limits.max_plans_in_flight as usize
+    }
+
+    /// Tokens of one sequence at most: by the limits, and by what the whole KV cache holds.
+    pub fn max_sequence_tokens(&self) -> u32 {
+        self.limits.sequence_tokens()
+    }
+
+    /// Load and counters; `worker_restarts` is not the scheduler's and stays 0.
+    pub fn stats(&self) -> EngineStats {
+        EngineStats {
+            num_running: self.running.len() as u32,
+            num_waiting: self.waiting.len() as u32,
+            blocks_total: self.limits.num_blocks,
+            blocks_in_use: (self.pool.num_blocks() - self.pool.num_available()) as u32,
+            blocks_cached: self.pool.num_cached() as u32,
+            ..self.counters
+        }
+    }
+}

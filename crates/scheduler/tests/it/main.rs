@@ -1,0 +1,7 @@
+//! The scheduler with a checking worker and checking clients: each rule, and random traces.
+
+mod client;
+mod harness;
+mod rules;
+mod trace;
+mod worker;
