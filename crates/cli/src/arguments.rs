@@ -154,7 +154,9 @@ impl CpuArguments {
     /// The same options for a worker's command line.
     pub(crate) fn to_arguments(&self) -> Vec<OsString> {
         let threads = self.threads.to_string();
-        ["--threads", &threads, "--instruction-set", &self.instruction_set].map(OsString::from).into()
+        ["--threads", &threads, "--instruction-set", &self.instruction_set]
+            .map(OsString::from)
+            .into()
     }
 }
 

@@ -21,9 +21,10 @@ use crate::loading;
 
 /// Serves `model` until a signal; returns once everything is drained.
 pub(crate) async fn serve(arguments: ServeArguments, model: PathBuf) -> anyhow::Result<()> {
-    let listener = TcpListener::bind((arguments.host, arguments.port)).await.with_context(|| {
-        format!("cannot listen on {}:{} (--host, --port)", arguments.host, arguments.port)
-    })?;
+    let listener =
+        TcpListener::bind((arguments.host, arguments.port)).await.with_context(|| {
+            format!("cannot listen on {}:{} (--host, --port)", arguments.host, arguments.port)
+        })?;
     let address = listener.local_addr()?;
     let terminated = terminated()?;
     let engine = Engine::start(engine_options(&arguments, model)?);
@@ -40,7 +41,7 @@ pub(crate) async fn serve(arguments: ServeArguments, model: PathBuf) -> anyhow::
         async { drop(stopped.await) },
     ));
     let members = InMemory::default();
-    let client = Arc::new(EngineClient::new(&socket)?);
+    let client = Arc::new(EngineClient::new(&socket));
     members.register(Member { id: "local-0".to_owned(), served_name, engine: client });
 
     let (stop_gateway, gateway_stopped) = oneshot::channel::<()>();

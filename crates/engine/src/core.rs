@@ -8,8 +8,8 @@ use futures::StreamExt as _;
 use oarlock_rpc::WorkerError;
 use oarlock_scheduler::{Limits, Scheduler};
 use oarlock_types::{
-    EngineDescription, EngineLimits, EngineState, Epoch, Event, EventKind, FinishReason, Rejected, Request,
-    RequestId, StepId, StepPlan, StepResult, Tick, Usage, WorkerDescription,
+    EngineDescription, EngineLimits, EngineState, Epoch, Event, EventKind, FinishReason, Rejected,
+    Request, RequestId, StepId, StepPlan, StepResult, Tick, Usage, WorkerDescription,
 };
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
@@ -71,7 +71,17 @@ impl Core {
         shared: Shared,
     ) -> Self {
         let origin = Instant::now();
-        Self { options, commands, cancels, shared, origin, epoch: Epoch(0), deaths: 0, draining: false, closed: false }
+        Self {
+            options,
+            commands,
+            cancels,
+            shared,
+            origin,
+            epoch: Epoch(0),
+            deaths: 0,
+            draining: false,
+            closed: false,
+        }
     }
 
     pub(crate) async fn run(mut self) {
@@ -125,12 +135,13 @@ impl Core {
             vocab_size: worker.card.vocab_size,
             ..Limits::default()
         };
+        let scheduler = Scheduler::new(limits, self.epoch);
         let description = Arc::new(EngineDescription {
             served_name: self.options.served_name.clone(),
             card: worker.card.clone(),
             fingerprint: worker.fingerprint.clone(),
             limits: EngineLimits {
-                max_sequence_tokens: worker.limits.max_sequence_tokens,
+                max_sequence_tokens: scheduler.max_sequence_tokens(),
                 max_seqs: worker.limits.num_slots,
                 max_queued: self.options.max_queued,
                 max_top_logprobs: MAX_TOP_LOGPROBS,
@@ -146,7 +157,7 @@ impl Core {
             "model loaded"
         );
         Running {
-            scheduler: Scheduler::new(limits, self.epoch),
+            scheduler,
             requests: Requests::default(),
             description,
             plan: StepPlan::default(),
@@ -188,7 +199,6 @@ impl Core {
         self.take_waiting(running);
         running.deliver();
         while running.in_flight.len() < running.scheduler.max_plans_in_flight() {
-            running.plan.clear();
             running.scheduler.plan(self.now(), &mut running.plan, &mut running.events);
             running.deliver();
             if running.plan.is_empty() {
@@ -243,8 +253,11 @@ impl Core {
         let id = request.id;
         let now = self.now();
         request.deadline = request.deadline.map(|left| Tick(now.0.saturating_add(left.0)));
-        let outcome =
-            if self.draining { Err(Rejected::Draining) } else { running.scheduler.submit(request, now) };
+        let outcome = if self.draining {
+            Err(Rejected::Draining)
+        } else {
+            running.scheduler.submit(request, now)
+        };
         if outcome.is_ok() {
             running.requests.insert(id, events);
         }
@@ -283,13 +296,15 @@ impl Core {
                 return self.give_up(reason);
             }
             if self.deaths > 1 {
-                tokio::time::sleep(MAX_BACKOFF.min(Duration::from_millis(250 << self.deaths))).await;
+                tokio::time::sleep(MAX_BACKOFF.min(Duration::from_millis(250 << self.deaths)))
+                    .await;
             }
             match self.start_group().await {
                 Err(error) => reason = error.to_string(),
                 Ok((_, worker)) if worker.fingerprint != running.description.fingerprint => {
                     return self.give_up(
-                        "the weight file or the program changed while serving; restart the server".to_owned(),
+                        "the weight file or the program changed while serving; restart the server"
+                            .to_owned(),
                     );
                 }
                 Ok((group, _)) => {
@@ -334,7 +349,8 @@ impl Running {
     fn fail_all(&mut self) {
         let ids = self.requests.ids();
         for &id in &ids {
-            let kind = EventKind::Finished { reason: FinishReason::EngineLost, usage: Usage::default() };
+            let kind =
+                EventKind::Finished { reason: FinishReason::EngineLost, usage: Usage::default() };
             self.events.push(Event { request: id, kind });
         }
         self.requests.deliver(&mut self.events, &mut self.orphans);

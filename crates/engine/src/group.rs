@@ -35,14 +35,17 @@ impl Group {
     ) -> Result<(Self, WorkerDescription), WorkerError> {
         // The folder is readable by this user only, so nobody else can talk to the worker.
         let folder = tempfile::Builder::new().prefix("oarlock-").tempdir();
-        let folder = folder.map_err(|error| failed("cannot make a folder for the worker's socket", &error))?;
+        let folder = folder
+            .map_err(|error| failed("cannot make a folder for the worker's socket", &error))?;
         let socket = folder.path().join("worker.sock");
         let mut child = spawn(options, &socket)?;
         wait_for_socket(&mut child, &socket).await?;
-        let mut client = WorkerClient::new(&socket)?;
+        let mut client = WorkerClient::new(&socket);
         let loaded = client.load(&options.model, limits, progress).await;
         let description = match loaded {
-            Err(WorkerError::Lost(reason)) => return Err(WorkerError::Lost(epitaph(&mut child, reason).await)),
+            Err(WorkerError::Lost(reason)) => {
+                return Err(WorkerError::Lost(epitaph(&mut child, reason).await));
+            }
             other => other?,
         };
         let (plans, results) = client.execute().await?;
@@ -86,7 +89,9 @@ async fn wait_for_socket(child: &mut Child, socket: &Path) -> Result<(), WorkerE
     let deadline = Instant::now() + SOCKET_DEADLINE;
     while !socket.exists() {
         if let Ok(Some(status)) = child.try_wait() {
-            return Err(WorkerError::Failed(format!("the worker ended before it was ready ({status})")));
+            return Err(WorkerError::Failed(format!(
+                "the worker ended before it was ready ({status})"
+            )));
         }
         if Instant::now() > deadline {
             return Err(WorkerError::Failed(format!(

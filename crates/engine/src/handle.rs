@@ -8,7 +8,8 @@ use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt as _};
 use oarlock_rpc::{EngineApi, EngineError, EventStream};
 use oarlock_types::{
-    EngineDescription, EngineState, EngineStatus, EventKind, FinishReason, Rejected, Request, RequestId,
+    EngineDescription, EngineState, EngineStatus, EventKind, FinishReason, Rejected, Request,
+    RequestId,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -23,7 +24,11 @@ const COMMAND_QUEUE: usize = 1024;
 /// What the engine's task is asked to do.
 pub(crate) enum Command {
     /// Take a request.
-    Submit { request: Box<Request>, events: EventSender, reply: oneshot::Sender<Result<(), Rejected>> },
+    Submit {
+        request: Box<Request>,
+        events: EventSender,
+        reply: oneshot::Sender<Result<(), Rejected>>,
+    },
     /// Finish what runs, take nothing new, end.
     Drain,
 }
@@ -61,8 +66,12 @@ impl Engine {
             status: Arc::new(watch::Sender::new(EngineStatus::default())),
             description: Arc::new(watch::Sender::new(None)),
         };
-        let handle =
-            EngineHandle { commands, cancels, shared: shared.clone(), next_id: Arc::new(AtomicU64::new(1)) };
+        let handle = EngineHandle {
+            commands,
+            cancels,
+            shared: shared.clone(),
+            next_id: Arc::new(AtomicU64::new(1)),
+        };
         let core = core::Core::new(options, command_receiver, cancel_receiver, shared.clone());
         let task = tokio::spawn(async move {
             let outcome = std::panic::AssertUnwindSafe(core.run()).catch_unwind().await;
@@ -149,7 +158,8 @@ fn event_stream(receiver: mpsc::UnboundedReceiver<EventKind>, guard: CancelGuard
     let events = stream::unfold(start, |(receiver, guard)| async move {
         let mut receiver = receiver?;
         let Some(event) = receiver.recv().await else {
-            let error = EngineError::Unavailable("the engine ended while the request ran".to_owned());
+            let error =
+                EngineError::Unavailable("the engine ended while the request ran".to_owned());
             return Some((Err(error), (None, guard)));
         };
         let last = matches!(event, EventKind::Finished { .. });

@@ -1,1 +1,32 @@
 //! HTTP: parsing, validation, chat templates, tokenizing, detokenizing, streaming.
+//!
+//! The only crate that knows HTTP and the JSON of the API. It holds no state of a request beyond the
+//! connection that asked for it: dropping a response drops the engine's event stream, which cancels
+//! the request. Nothing detached keeps either alive.
+//!
+//! `README.md` beside this crate lists routes, fields, limits and error codes.
+
+mod app;
+mod body;
+mod chat;
+mod chat_response;
+mod completion_response;
+mod completions;
+mod config;
+mod error;
+mod fields;
+mod generate;
+mod health;
+mod logprobs;
+mod messages;
+mod metrics;
+mod models;
+mod routes;
+mod sampling;
+mod server;
+mod stream;
+mod tokenize;
+
+pub use config::GatewayConfig;
+pub use routes::router;
+pub use server::serve;

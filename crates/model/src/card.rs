@@ -90,7 +90,11 @@ fn eos_token_ids(
     vocabulary: Option<&BpeVocabulary>,
 ) -> Result<Vec<TokenId>, ModelError> {
     let mut ids = Vec::new();
-    for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
+    for key in [
+        "tokenizer.ggml.eos_token_id",
+        "tokenizer.ggml.eot_token_id",
+        "tokenizer.ggml.eom_token_id",
+    ] {
         ids.extend(metadata.find_u32(key)?.map(TokenId));
     }
     if let Some(vocabulary) = vocabulary {

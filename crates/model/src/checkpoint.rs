@@ -27,7 +27,10 @@ impl Checkpoint {
             return Err(ModelError::Format { path: path.to_owned(), reason });
         }
         if info.len() == 0 {
-            return Err(ModelError::Format { path: path.to_owned(), reason: "it is empty".to_owned() });
+            return Err(ModelError::Format {
+                path: path.to_owned(),
+                reason: "it is empty".to_owned(),
+            });
         }
         let mapping = Mapping::open(path).map_err(io_error)?;
         let header = gguf::parse(mapping.bytes())
@@ -42,7 +45,8 @@ impl Checkpoint {
 
     /// Hash of the file, hexadecimal.
     pub fn hash(&self) -> Result<String, ModelError> {
-        hash::hash_file(&self.path).map_err(|source| ModelError::Io { path: self.path.clone(), source })
+        hash::hash_file(&self.path)
+            .map_err(|source| ModelError::Io { path: self.path.clone(), source })
     }
 
     /// Bytes of KV cache that one token takes in each layer's keys and values, in elements: layers ×

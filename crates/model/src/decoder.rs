@@ -126,7 +126,13 @@ impl<B: Backend> Decoder<B> {
             let delta = (index > 0).then_some(&a.delta);
             backend.add_rms_norm(&mut a.normed, &mut a.residual, delta, &layer.attention_norm, eps);
             backend.linear(&mut a.qkv, &a.normed, &layer.qkv, layer.qkv_bias.as_ref());
-            backend.rotary_kv_write(&mut a.qkv, &mut self.cache, index, &self.rotary, &self.attention);
+            backend.rotary_kv_write(
+                &mut a.qkv,
+                &mut self.cache,
+                index,
+                &self.rotary,
+                &self.attention,
+            );
             backend.paged_attention(&mut a.attention, &a.qkv, &self.cache, index, &self.attention);
             backend.linear(&mut a.delta, &a.attention, &layer.attention_output, None);
             let norm = &layer.feed_forward_norm;
@@ -145,7 +151,13 @@ impl<B: Backend> Decoder<B> {
         }
         let eps = self.spec.norm_eps;
         let a = &mut self.activations;
-        backend.add_rms_norm(&mut a.normed, &mut a.residual, Some(&a.delta), &self.output_norm, eps);
+        backend.add_rms_norm(
+            &mut a.normed,
+            &mut a.residual,
+            Some(&a.delta),
+            &self.output_norm,
+            eps,
+        );
         let tile = backend.limits().max_gathered;
         for first in (0..num_rows).step_by(tile) {
             backend.gather(&mut a.gathered, &a.normed, first..num_rows.min(first + tile));
@@ -185,10 +197,18 @@ impl<B: Backend> Layer<B> {
                 |kind| attention_split(spec, kind),
             )?,
             feed_forward_norm: loader.vector(backend, &[(&name("ffn_norm.weight"), hidden)])?,
-            gate_up: loader.linear(backend, &[(&gate, feed_forward), (&up, feed_forward)], hidden, whole)?,
-            down: loader.linear(backend, &[(&name("ffn_down.weight"), hidden)], feed_forward, |kind| {
-                feed_forward_split(feed_forward, kind)
-            })?,
+            gate_up: loader.linear(
+                backend,
+                &[(&gate, feed_forward), (&up, feed_forward)],
+                hidden,
+                whole,
+            )?,
+            down: loader.linear(
+                backend,
+                &[(&name("ffn_down.weight"), hidden)],
+                feed_forward,
+                |kind| feed_forward_split(feed_forward, kind),
+            )?,
         })
     }
 }
@@ -217,7 +237,9 @@ fn feed_forward_split(columns: usize, kind: WeightKind) -> InnerSplit {
 /// `theta^(-2 i / head_dim)` for each pair of elements (Su et al. 2021, RoFormer).
 fn inverse_frequencies(spec: &DecoderSpec) -> Vec<f32> {
     let exponent = |pair: usize| 2.0 * pair as f64 / spec.head_dim as f64;
-    (0..spec.head_dim / 2).map(|pair| (1.0 / f64::from(spec.rope_theta).powf(exponent(pair))) as f32).collect()
+    (0..spec.head_dim / 2)
+        .map(|pair| (1.0 / f64::from(spec.rope_theta).powf(exponent(pair))) as f32)
+        .collect()
 }
 
 #[cfg(test)]

@@ -38,7 +38,9 @@ impl Mapping {
             // SAFETY: the pages are clean pages of a read-only file mapping: dropping them loses
             // nothing, a later read faults them in again with the same contents.
             // An error changes nothing but memory use.
-            let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
+            let _ = unsafe {
+                self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start)
+            };
         }
     }
 }

@@ -19,7 +19,10 @@ pub(crate) struct WeightLoader<'a> {
 }
 
 impl<'a> WeightLoader<'a> {
-    pub(crate) fn new(checkpoint: &'a Checkpoint, progress: &'a mut dyn FnMut(LoadProgress)) -> Self {
+    pub(crate) fn new(
+        checkpoint: &'a Checkpoint,
+        progress: &'a mut dyn FnMut(LoadProgress),
+    ) -> Self {
         let total_bytes = checkpoint.tensor_bytes();
         let so_far = LoadProgress { loaded_bytes: 0, total_bytes };
         Self { checkpoint, taken: RefCell::default(), progress, so_far }
@@ -31,13 +34,20 @@ impl<'a> WeightLoader<'a> {
     }
 
     /// The tensor, which must have this shape.
-    fn view<'n>(&self, name: &'n str, rows: usize, columns: usize) -> Result<WeightView<'n>, ModelError>
+    fn view<'n>(
+        &self,
+        name: &'n str,
+        rows: usize,
+        columns: usize,
+    ) -> Result<WeightView<'n>, ModelError>
     where
         'a: 'n,
     {
-        let (info, data) = self.checkpoint.tensor(name).ok_or_else(|| ModelError::tensor(name, "missing"))?;
+        let (info, data) =
+            self.checkpoint.tensor(name).ok_or_else(|| ModelError::tensor(name, "missing"))?;
         if (info.rows, info.columns) != (rows, columns) {
-            let reason = format!("shape is {}x{}, expected {rows}x{columns}", info.rows, info.columns);
+            let reason =
+                format!("shape is {}x{}, expected {rows}x{columns}", info.rows, info.columns);
             return Err(ModelError::tensor(name, reason));
         }
         self.taken.borrow_mut().insert(name.to_owned());
@@ -52,8 +62,10 @@ impl<'a> WeightLoader<'a> {
         columns: usize,
         split: impl Fn(WeightKind) -> InnerSplit,
     ) -> Result<B::Weight, ModelError> {
-        let views: Vec<_> =
-            parts.iter().map(|(name, rows)| self.view(name, *rows, columns)).collect::<Result<_, _>>()?;
+        let views: Vec<_> = parts
+            .iter()
+            .map(|(name, rows)| self.view(name, *rows, columns))
+            .collect::<Result<_, _>>()?;
         let weight = backend.pack_linear(&views, split(views[0].kind))?;
         for view in &views {
             self.done(view.name);
@@ -112,7 +124,9 @@ fn append_floats(view: &WeightView<'_>, out: &mut Vec<f32>) -> Result<(), ModelE
     let pairs = || view.data.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
     match view.kind {
         WeightKind::F32 => {
-            out.extend(view.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+            out.extend(
+                view.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+            );
         }
         WeightKind::F16 => out.extend(pairs().map(|pair| f16::from_le_bytes(pair).to_f32())),
         WeightKind::Bf16 => out.extend(pairs().map(|pair| bf16::from_le_bytes(pair).to_f32())),

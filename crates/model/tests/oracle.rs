@@ -56,8 +56,10 @@ fn the_oracle_agrees_with_float32_within_a_thousandth() {
             let top = &score.as_ref().expect("a score").top;
             for pair in reference.as_array().expect("five") {
                 let id = TokenId(pair[0].as_u64().expect("an id") as u32);
-                let ours = top.iter().find(|ranked| ranked.token == id).expect("among the best twenty");
-                worst = worst.max((f64::from(ours.logprob) - pair[1].as_f64().expect("a float")).abs());
+                let ours =
+                    top.iter().find(|ranked| ranked.token == id).expect("among the best twenty");
+                worst =
+                    worst.max((f64::from(ours.logprob) - pair[1].as_f64().expect("a float")).abs());
             }
         }
         eprintln!("{} positions, worst difference {worst:.6}", greedy.len());

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use oarlock_types::{
-    EngineDescription, EngineStatus, EventKind, LoadProgress, Rejected, Request, StepPlan, StepResult,
-    WorkerDescription, WorkerLimits,
+    EngineDescription, EngineStatus, EventKind, LoadProgress, Rejected, Request, StepPlan,
+    StepResult, WorkerDescription, WorkerLimits,
 };
 use thiserror::Error;
 

@@ -22,9 +22,9 @@ pub struct EngineClient {
 
 impl EngineClient {
     /// A client of the engine at `socket`; connects at the first call.
-    pub fn new(socket: &Path) -> Result<Self, EngineError> {
-        let channel = socket::channel(socket).map_err(|error| EngineError::Unavailable(error.to_string()))?;
-        Ok(Self { stub: Stub::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES) })
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        Self { stub: Stub::new(socket::channel(socket)).max_decoding_message_size(MAX_MESSAGE_BYTES) }
     }
 }
 
@@ -32,7 +32,8 @@ impl EngineApi for EngineClient {
     fn describe(&self) -> BoxFuture<'_, Result<EngineDescription, EngineError>> {
         let mut stub = self.stub.clone();
         async move {
-            let reply = stub.describe(DescribeRequest {}).await.map_err(|status| engine_error(&status))?;
+            let reply =
+                stub.describe(DescribeRequest {}).await.map_err(|status| engine_error(&status))?;
             reply.into_inner().try_into().map_err(protocol_error)
         }
         .boxed()
@@ -41,8 +42,10 @@ impl EngineApi for EngineClient {
     fn generate(&self, request: Request) -> BoxFuture<'_, Result<EventStream, EngineError>> {
         let mut stub = self.stub.clone();
         async move {
-            let reply =
-                stub.generate(GenerateRequest::from(&request)).await.map_err(|status| engine_error(&status))?;
+            let reply = stub
+                .generate(GenerateRequest::from(&request))
+                .await
+                .map_err(|status| engine_error(&status))?;
             let events = reply.into_inner().map(|event| match event {
                 Ok(event) => event.try_into().map_err(protocol_error),
                 Err(status) => Err(engine_error(&status)),
@@ -55,7 +58,8 @@ impl EngineApi for EngineClient {
     fn status(&self) -> BoxFuture<'_, Result<EngineStatus, EngineError>> {
         let mut stub = self.stub.clone();
         async move {
-            let reply = stub.status(StatusRequest {}).await.map_err(|status| engine_error(&status))?;
+            let reply =
+                stub.status(StatusRequest {}).await.map_err(|status| engine_error(&status))?;
             reply.into_inner().try_into().map_err(protocol_error)
         }
         .boxed()

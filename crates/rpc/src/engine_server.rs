@@ -62,12 +62,18 @@ impl Stream for Events {
 impl Engine for Adapter {
     type GenerateStream = Events;
 
-    async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<EngineDescription>, Status> {
+    async fn describe(
+        &self,
+        _: Request<DescribeRequest>,
+    ) -> Result<Response<EngineDescription>, Status> {
         let description = self.engine.describe().await.map_err(status)?;
         Ok(Response::new((&description).into()))
     }
 
-    async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Events>, Status> {
+    async fn generate(
+        &self,
+        request: Request<GenerateRequest>,
+    ) -> Result<Response<Events>, Status> {
         let request = EngineRequest::try_from(request.into_inner())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let events = self.engine.generate(request).await.map_err(status)?;

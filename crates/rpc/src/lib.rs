@@ -16,6 +16,7 @@ mod worker_server;
 #[expect(
     unreachable_pub,
     clippy::pedantic,
+    clippy::large_enum_variant,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
     reason = "generated code"
@@ -24,7 +25,10 @@ mod proto {
     tonic::include_proto!("oarlock.internal.v1");
 }
 
-pub use api::{EngineApi, EngineError, EventStream, LoadEvent, LoadStream, ResultStream, WorkerApi, WorkerError};
+pub use api::{
+    EngineApi, EngineError, EventStream, LoadEvent, LoadStream, ResultStream, WorkerApi,
+    WorkerError,
+};
 pub use convert::ConvertError;
 pub use engine_client::EngineClient;
 pub use engine_server::serve_engine;

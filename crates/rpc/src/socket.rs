@@ -4,17 +4,17 @@ use std::path::Path;
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Error, Uri};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
 /// A channel to the server that listens on `socket`. Connects at the first call, and again after the
 /// connection broke.
-pub(crate) fn channel(socket: &Path) -> Result<Channel, Error> {
+pub(crate) fn channel(socket: &Path) -> Channel {
     let socket = socket.to_owned();
     // The URI names no host: a Unix socket has none, and HTTP/2 wants one.
     let endpoint = Endpoint::from_static("http://localhost");
-    Ok(endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
+    endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    })))
+    }))
 }

@@ -39,12 +39,12 @@ impl PlanSender {
 
 impl WorkerClient {
     /// A client of the worker at `socket`; connects at the first call.
-    pub fn new(socket: &Path) -> Result<Self, WorkerError> {
-        let channel = socket::channel(socket).map_err(|error| WorkerError::Lost(error.to_string()))?;
-        let stub = Stub::new(channel)
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        let stub = Stub::new(socket::channel(socket))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Ok(Self { stub })
+        Self { stub }
     }
 
     /// Has the worker load its weights; `progress` hears of it meanwhile.
@@ -54,15 +54,19 @@ impl WorkerClient {
         limits: WorkerLimits,
         mut progress: impl FnMut(LoadProgress),
     ) -> Result<WorkerDescription, WorkerError> {
-        let model_path = model
-            .to_str()
-            .ok_or_else(|| WorkerError::Failed(format!("{}: the path is not UTF-8", model.display())))?;
-        let request = LoadRequest { model_path: model_path.to_owned(), limits: Some(limits.into()) };
-        let mut events = self.stub.load(request).await.map_err(|status| worker_error(&status))?.into_inner();
+        let model_path = model.to_str().ok_or_else(|| {
+            WorkerError::Failed(format!("{}: the path is not UTF-8", model.display()))
+        })?;
+        let request =
+            LoadRequest { model_path: model_path.to_owned(), limits: Some(limits.into()) };
+        let mut events =
+            self.stub.load(request).await.map_err(|status| worker_error(&status))?.into_inner();
         while let Some(event) = events.message().await.map_err(|status| worker_error(&status))? {
             match event.kind {
                 Some(Kind::Progress(so_far)) => progress(so_far.into()),
-                Some(Kind::Done(description)) => return description.try_into().map_err(protocol_error),
+                Some(Kind::Done(description)) => {
+                    return description.try_into().map_err(protocol_error);
+                }
                 None => return Err(protocol_error(ConvertError::Missing("kind"))),
             }
         }
@@ -73,10 +77,13 @@ impl WorkerClient {
     pub async fn execute(&mut self) -> Result<(PlanSender, ResultStream), WorkerError> {
         let (plans, receiver) = mpsc::channel(PLAN_QUEUE);
         let reply = self.stub.execute(ReceiverStream::new(receiver)).await;
-        let results = reply.map_err(|status| worker_error(&status))?.into_inner().map(|result| match result {
-            Ok(result) => result.try_into().map_err(protocol_error),
-            Err(status) => Err(worker_error(&status)),
-        });
+        let results =
+            reply.map_err(|status| worker_error(&status))?.into_inner().map(
+                |result| match result {
+                    Ok(result) => result.try_into().map_err(protocol_error),
+                    Err(status) => Err(worker_error(&status)),
+                },
+            );
         Ok((PlanSender { plans }, results.boxed()))
     }
 }
@@ -84,7 +91,9 @@ impl WorkerClient {
 fn worker_error(status: &Status) -> WorkerError {
     match status.code() {
         Code::FailedPrecondition => WorkerError::Failed(status.message().to_owned()),
-        Code::InvalidArgument | Code::Unimplemented => WorkerError::Protocol(status.message().to_owned()),
+        Code::InvalidArgument | Code::Unimplemented => {
+            WorkerError::Protocol(status.message().to_owned())
+        }
         _ => WorkerError::Lost(status.message().to_owned()),
     }
 }

@@ -44,9 +44,13 @@ impl Worker for Adapter {
     type LoadStream = Replies<proto::LoadEvent>;
     type ExecuteStream = Replies<StepResult>;
 
-    async fn load(&self, request: Request<LoadRequest>) -> Result<Response<Self::LoadStream>, Status> {
+    async fn load(
+        &self,
+        request: Request<LoadRequest>,
+    ) -> Result<Response<Self::LoadStream>, Status> {
         let request = request.into_inner();
-        let limits = request.limits.ok_or_else(|| Status::invalid_argument("field limits is missing"))?;
+        let limits =
+            request.limits.ok_or_else(|| Status::invalid_argument("field limits is missing"))?;
         let events = self.worker.load(PathBuf::from(request.model_path), limits.into());
         let events = events.map(|event| {
             let kind = match event.map_err(status)? {
@@ -71,7 +75,9 @@ impl Worker for Adapter {
     }
 }
 
-fn plans(stream: Streaming<StepPlan>) -> BoxStream<'static, Result<oarlock_types::StepPlan, WorkerError>> {
+fn plans(
+    stream: Streaming<StepPlan>,
+) -> BoxStream<'static, Result<oarlock_types::StepPlan, WorkerError>> {
     let converted = stream.map(|plan| match plan {
         Ok(plan) => plan.try_into().map_err(|error: crate::convert::ConvertError| {
             WorkerError::Protocol(error.to_string())

@@ -1,4 +1,5 @@
 //! Through real sockets: what one side says is what the other hears, and a dropped stream is noticed.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,8 +9,8 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, StreamExt as _};
 use oarlock_rpc::{
-    EngineApi, EngineClient, EngineError, EventStream, LoadEvent, LoadStream, ResultStream, WorkerApi,
-    WorkerClient, WorkerError, serve_engine, serve_worker,
+    EngineApi, EngineClient, EngineError, EventStream, LoadEvent, LoadStream, ResultStream,
+    WorkerApi, WorkerClient, WorkerError, serve_engine, serve_worker,
 };
 use oarlock_types as t;
 use proptest::prelude::*;
@@ -44,7 +45,8 @@ impl EngineApi for EchoEngine {
 
     fn generate(&self, request: t::Request) -> BoxFuture<'_, Result<EventStream, EngineError>> {
         if request.tokens.is_empty() {
-            return async { Err(EngineError::Rejected(t::Rejected::QueueFull { limit: 7 })) }.boxed();
+            return async { Err(EngineError::Rejected(t::Rejected::QueueFull { limit: 7 })) }
+                .boxed();
         }
         *self.saw.lock().unwrap() = Some(request);
         let guard = NotifyOnDrop(Arc::clone(&self.dropped));
@@ -101,7 +103,12 @@ fn status() -> t::EngineStatus {
         state: t::EngineState::Restarting { reason: "killed".into() },
         loading: t::LoadProgress { loaded_bytes: 1, total_bytes: 2 },
         worker_pids: vec![3, 4],
-        stats: t::EngineStats { num_running: 5, generation_tokens: 6, rejected: 7, ..Default::default() },
+        stats: t::EngineStats {
+            num_running: 5,
+            generation_tokens: 6,
+            rejected: 7,
+            ..Default::default()
+        },
     }
 }
 
@@ -147,7 +154,7 @@ fn with_engine<F: Future<Output = ()>>(engine: Arc<EchoEngine>, test: impl FnOnc
 fn descriptions_status_and_events_arrive_as_they_were_sent() {
     let engine = Arc::new(EchoEngine { events: all_events(), ..EchoEngine::default() });
     with_engine(Arc::clone(&engine), |socket| async move {
-        let client = EngineClient::new(&socket).unwrap();
+        let client = EngineClient::new(&socket);
         assert_eq!(client.describe().await.unwrap(), description());
         assert_eq!(client.status().await.unwrap(), status());
         let events: Vec<_> = client.generate(request()).await.unwrap().collect().await;
@@ -160,7 +167,7 @@ fn descriptions_status_and_events_arrive_as_they_were_sent() {
 #[test]
 fn a_rejection_keeps_its_reason() {
     with_engine(Arc::default(), |socket| async move {
-        let client = EngineClient::new(&socket).unwrap();
+        let client = EngineClient::new(&socket);
         let empty = t::Request { tokens: vec![], num_prompt: 0, ..request() };
         let error = client.generate(empty).await.err();
         assert_eq!(error, Some(EngineError::Rejected(t::Rejected::QueueFull { limit: 7 })));
@@ -169,10 +176,11 @@ fn a_rejection_keeps_its_reason() {
 
 #[test]
 fn dropping_the_stream_drops_the_engines_stream() {
-    let engine = Arc::new(EchoEngine { events: all_events(), endless: true, ..EchoEngine::default() });
+    let engine =
+        Arc::new(EchoEngine { events: all_events(), endless: true, ..EchoEngine::default() });
     let dropped = Arc::clone(&engine.dropped);
     with_engine(engine, |socket| async move {
-        let client = EngineClient::new(&socket).unwrap();
+        let client = EngineClient::new(&socket);
         let mut events = client.generate(request()).await.unwrap();
         assert!(events.next().await.unwrap().is_ok());
         drop(events);
@@ -183,7 +191,7 @@ fn dropping_the_stream_drops_the_engines_stream() {
 #[test]
 fn an_engine_that_is_not_there_is_unavailable() {
     runtime().block_on(async {
-        let client = EngineClient::new(Path::new("/nonexistent/socket")).unwrap();
+        let client = EngineClient::new(Path::new("/nonexistent/socket"));
         assert!(matches!(client.describe().await, Err(EngineError::Unavailable(_))));
     });
 }
@@ -193,7 +201,11 @@ fn request() -> t::Request {
         id: t::RequestId::default(),
         tokens: vec![t::TokenId(1), t::TokenId(4_000_000_000)],
         num_prompt: 1,
-        sampling: t::SamplingParams { seed: u64::MAX, top_logprobs: Some(20), ..Default::default() },
+        sampling: t::SamplingParams {
+            seed: u64::MAX,
+            top_logprobs: Some(20),
+            ..Default::default()
+        },
         stop: t::StopCriteria { max_tokens: 5, stop_token_ids: vec![t::TokenId(2), t::TokenId(8)] },
         prompt_logprobs: Some(0),
         priority: t::Priority(3),
@@ -221,7 +233,8 @@ impl WorkerApi for EchoWorker {
             limits,
             memory_bytes: 77,
         };
-        stream::iter([Ok(LoadEvent::Progress(progress)), Ok(LoadEvent::Done(Box::new(described)))]).boxed()
+        stream::iter([Ok(LoadEvent::Progress(progress)), Ok(LoadEvent::Done(Box::new(described)))])
+            .boxed()
     }
 
     fn execute(&self, plans: BoxStream<'static, Result<t::StepPlan, WorkerError>>) -> ResultStream {
@@ -247,17 +260,31 @@ fn echo(plan: &t::StepPlan) -> t::StepResult {
 }
 
 fn arbitrary_plan() -> impl Strategy<Value = t::StepPlan> {
-    let start = (any::<u32>(), prop::collection::vec(any::<u32>(), 0..20), any::<Option<u8>>(), any::<u64>());
+    let start = (
+        any::<u32>(),
+        prop::collection::vec(any::<u32>(), 0..20),
+        any::<Option<u8>>(),
+        any::<u64>(),
+    );
     let start = start.prop_map(|(slot, tokens, logprobs, seed)| t::SlotStart {
         slot: t::SlotId(slot),
         num_prompt: tokens.len() as u32,
         tokens: tokens.into_iter().map(t::TokenId).collect(),
-        sampling: t::SamplingParams { seed, temperature: 0.3, top_logprobs: logprobs, ..Default::default() },
+        sampling: t::SamplingParams {
+            seed,
+            temperature: 0.3,
+            top_logprobs: logprobs,
+            ..Default::default()
+        },
         prompt_logprobs: logprobs,
     });
-    let blocks = (any::<u32>(), prop::collection::vec(any::<u32>(), 0..9)).prop_map(|(slot, blocks)| {
-        t::NewBlocks { slot: t::SlotId(slot), blocks: blocks.into_iter().map(t::BlockId).collect() }
-    });
+    let blocks =
+        (any::<u32>(), prop::collection::vec(any::<u32>(), 0..9)).prop_map(|(slot, blocks)| {
+            t::NewBlocks {
+                slot: t::SlotId(slot),
+                blocks: blocks.into_iter().map(t::BlockId).collect(),
+            }
+        });
     let chunk = (any::<u32>(), any::<u32>(), any::<u32>(), any::<bool>(), 0..5_u32);
     let chunk = chunk.prop_map(|(slot, start, len, sample, scored)| t::Chunk {
         slot: t::SlotId(slot),
@@ -296,7 +323,7 @@ proptest! {
             let worker = Arc::new(EchoWorker { loaded: AtomicBool::new(false) });
             let listener = UnixListener::bind(&socket).unwrap();
             let server = tokio::spawn(serve_worker(worker, listener, std::future::pending()));
-            let mut client = WorkerClient::new(&socket).unwrap();
+            let mut client = WorkerClient::new(&socket);
             let limits = t::WorkerLimits { epoch: t::Epoch(9), num_slots: 2, ..Default::default() };
             let refused = client.load(Path::new("/bad"), limits, |_| ()).await;
             assert_eq!(refused, Err(WorkerError::Failed("no such file".into())));

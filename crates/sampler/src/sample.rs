@@ -233,6 +233,40 @@ mod tests {
     }
 
     #[test]
+    fn weights_may_be_computed_in_pieces_in_any_order() {
+        let row: Vec<f32> =
+            (0..5000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as f32 * 0.05).collect();
+        let max = row_max(&row).unwrap();
+        let mut whole = vec![0; row.len()];
+        weights(&row, max, 0.8, &mut whole);
+        let mut pieces = vec![0; row.len()];
+        for start in (0..row.len()).step_by(777).rev() {
+            let end = row.len().min(start + 777);
+            weights(&row[start..end], max, 0.8, &mut pieces[start..end]);
+        }
+        assert_eq!(whole, pieces);
+        let filtered = SamplingParams { top_k: 300, top_p: 0.9, min_p: 0.01, ..params(0.8, 4) };
+        let mut scratch = Scratch::default();
+        for position in 0..100 {
+            let chosen = choose(&pieces, &filtered, position, &mut scratch);
+            assert_eq!(chosen, sample(&row, &filtered, position, &mut scratch));
+        }
+    }
+
+    #[test]
+    fn only_kept_tokens_are_drawn() {
+        let row = [1.0, 0.5, 0.9, 0.8, 1.0, 0.7];
+        let mut seen = [0; 6];
+        let mut scratch = Scratch::default();
+        let filtered = SamplingParams { top_k: 3, ..params(1.0, 4) };
+        for position in 0..300 {
+            seen[sample(&row, &filtered, position, &mut scratch).unwrap().index()] += 1;
+        }
+        assert!(seen[0] > 50 && seen[2] > 50 && seen[4] > 50);
+        assert_eq!(seen[0] + seen[2] + seen[4], 300);
+    }
+
+    #[test]
     fn frequencies_follow_the_softmax() {
         let row = [2.0_f32, 1.0, 0.0, -1.0, 1.5, -3.0, 0.5, 2.0];
         for (seed, temperature) in [(1, 1.0), (2, 0.7), (3, 1.8)] {

@@ -82,6 +82,9 @@ impl StepPlan {
     /// Whether a worker would have nothing at all to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.release.is_empty() && self.start.is_empty() && self.blocks.is_empty() && self.chunks.is_empty()
+        self.release.is_empty()
+            && self.start.is_empty()
+            && self.blocks.is_empty()
+            && self.chunks.is_empty()
     }
 }

@@ -2,10 +2,13 @@
 
 use std::time::Instant;
 
-use oarlock_backend::{Backend, BackendError, ChunkRows, LogitKind, LogitRow, RowResult, StepInput};
+use oarlock_backend::{
+    Backend, BackendError, ChunkRows, LogitKind, LogitRow, RowResult, StepInput,
+};
 use oarlock_model::Decoder;
 use oarlock_types::{
-    BLOCK_TOKENS, Chunk, SampledToken, SlotResult, StepId, StepPlan, StepResult, TokenId, WorkerLimits,
+    BLOCK_TOKENS, Chunk, SampledToken, SlotResult, StepId, StepPlan, StepResult, TokenId,
+    WorkerLimits,
 };
 use thiserror::Error;
 

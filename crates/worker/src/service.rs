@@ -58,7 +58,8 @@ impl WorkerApi for CpuWorker {
     fn execute(&self, plans: BoxStream<'static, Result<StepPlan, WorkerError>>) -> ResultStream {
         let executor = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(executor) = executor else {
-            let error = WorkerError::Failed("no model is loaded, or it is executing already".to_owned());
+            let error =
+                WorkerError::Failed("no model is loaded, or it is executing already".to_owned());
             return futures::stream::once(async { Err(error) }).boxed();
         };
         let (to_thread, inbox) = mpsc::channel(QUEUE);
@@ -86,7 +87,8 @@ fn execute_plans(
     outbox: &mpsc::Sender<Result<StepResult, WorkerError>>,
 ) {
     while let Some(plan) = inbox.blocking_recv() {
-        let result = executor.execute(&plan).map_err(|error| WorkerError::Failed(error.to_string()));
+        let result =
+            executor.execute(&plan).map_err(|error| WorkerError::Failed(error.to_string()));
         let failed = result.is_err();
         if outbox.blocking_send(result).is_err() || failed {
             return;
@@ -113,7 +115,12 @@ fn load(
     let mut backend = CpuBackend::new(options.config(), backend_limits)?;
     let (model, hash) = std::thread::scope(|scope| {
         let hash = scope.spawn(|| checkpoint.hash());
-        let model = oarlock_model::load(&checkpoint, &mut backend, limits.num_blocks as usize, &mut progress);
+        let model = oarlock_model::load(
+            &checkpoint,
+            &mut backend,
+            limits.num_blocks as usize,
+            &mut progress,
+        );
         (model, hash.join())
     });
     let fingerprint = Fingerprint {
@@ -128,7 +135,8 @@ fn load(
 
 /// Limits with every 0 resolved: one sequence is bounded by the model and by the cache.
 fn resolve(mut limits: WorkerLimits, context_length: u32) -> WorkerLimits {
-    let wanted = if limits.max_sequence_tokens == 0 { context_length } else { limits.max_sequence_tokens };
+    let wanted =
+        if limits.max_sequence_tokens == 0 { context_length } else { limits.max_sequence_tokens };
     let cache = limits.num_blocks.saturating_mul(BLOCK_TOKENS as u32);
     limits.max_sequence_tokens = wanted.min(context_length).min(cache);
     limits

@@ -1,7 +1,9 @@
 //! What a worker keeps of each running sequence.
 
 use oarlock_backend::BlockTables;
-use oarlock_types::{BLOCK_TOKENS, Chunk, NewBlocks, SamplingParams, SlotError, SlotId, SlotStart, TokenId};
+use oarlock_types::{
+    BLOCK_TOKENS, Chunk, NewBlocks, SamplingParams, SlotError, SlotId, SlotStart, TokenId,
+};
 use thiserror::Error;
 
 /// A plan that contradicts what the worker knows: the engine and the worker no longer agree, and the
@@ -82,7 +84,8 @@ impl Slots {
 
     pub(crate) fn start(&mut self, start: &SlotStart) -> Result<(), PlanError> {
         let sequence = self.sequences.get_mut(start.slot.index());
-        let sequence = sequence.ok_or(PlanError::Slot { slot: start.slot, reason: "does not exist" })?;
+        let sequence =
+            sequence.ok_or(PlanError::Slot { slot: start.slot, reason: "does not exist" })?;
         if sequence.running {
             return Err(PlanError::Slot { slot: start.slot, reason: "started while it runs" });
         }
@@ -101,7 +104,10 @@ impl Slots {
         self.running(slot)?;
         let held = self.tables.get(slot).len();
         if held + new.blocks.len() > self.tables.max_blocks() {
-            return Err(PlanError::Slot { slot, reason: "gets more blocks than a sequence may have" });
+            return Err(PlanError::Slot {
+                slot,
+                reason: "gets more blocks than a sequence may have",
+            });
         }
         for block in &new.blocks {
             if block.0 >= self.num_blocks {

@@ -1,12 +1,13 @@
 //! Plans in, results out, on the tiny model and the oracle backend: what a worker keeps of a slot,
 //! and that it refuses plans that cannot be.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use oarlock_backend::{BackendLimits, OracleBackend};
 use oarlock_model::{Checkpoint, load};
 use oarlock_testkit::{TINY_VOCABULARY, write_tiny_model};
 use oarlock_types::{
-    BlockId, Chunk, Epoch, NewBlocks, SampledToken, SamplingParams, SlotError, SlotId, SlotStart, StepId,
-    StepPlan, StepResult, TokenId, WorkerLimits,
+    BlockId, Chunk, Epoch, NewBlocks, SampledToken, SamplingParams, SlotError, SlotId, SlotStart,
+    StepId, StepPlan, StepResult, TokenId, WorkerLimits,
 };
 use oarlock_worker::{Execute as _, Executor};
 
@@ -30,7 +31,8 @@ impl Harness {
         let path = folder.path().join("tiny.gguf");
         write_tiny_model(&path, 1).unwrap();
         let checkpoint = Checkpoint::open(&path).unwrap();
-        let limits = BackendLimits { max_tokens: 64, max_gathered: 4, max_chunks: 2, max_positions: 128 };
+        let limits =
+            BackendLimits { max_tokens: 64, max_gathered: 4, max_chunks: 2, max_positions: 128 };
         let mut backend = OracleBackend::new(limits);
         let model = load(&checkpoint, &mut backend, 16, &mut |_| ()).unwrap();
         Self { executor: Executor::new(backend, model, LIMITS), next: 1 }
@@ -138,7 +140,11 @@ fn prompt_scores_name_the_following_token_and_agree_in_any_chunking() {
         let mut scores = Vec::new();
         let mut from = 0;
         for end in cuts.iter().copied().chain([20]) {
-            let scored = Chunk { score_start: from, score_end: end.min(19), ..chunk(0, from, end - from, end == 20) };
+            let scored = Chunk {
+                score_start: from,
+                score_end: end.min(19),
+                ..chunk(0, from, end - from, end == 20)
+            };
             plan.chunks = vec![scored];
             let result = harness.plan(std::mem::take(&mut plan)).unwrap();
             scores.extend(result.slots[0].prompt_scores.clone());
@@ -148,7 +154,9 @@ fn prompt_scores_name_the_following_token_and_agree_in_any_chunking() {
     };
     let whole = score(&[]);
     assert_eq!(whole.len(), 19);
-    assert!(whole.iter().all(|score| score.logprob < 0.0 && score.top.len() == 2 && score.rank >= 1));
+    assert!(
+        whole.iter().all(|score| score.logprob < 0.0 && score.top.len() == 2 && score.rank >= 1)
+    );
     assert_eq!(score(&[3, 4, 17]), whole);
 }
 
@@ -186,7 +194,10 @@ fn impossible_plans_are_refused() {
     let long: Vec<TokenId> = prompt().into_iter().cycle().take(80).collect();
     let cases = [
         (StepPlan { release: vec![SlotId(1)], ..StepPlan::default() }, "does not run"),
-        (StepPlan { start: vec![start(2, prompt(), seeded())], ..StepPlan::default() }, "does not exist"),
+        (
+            StepPlan { start: vec![start(2, prompt(), seeded())], ..StepPlan::default() },
+            "does not exist",
+        ),
         (
             StepPlan {
                 start: vec![start(0, prompt(), seeded()), start(0, prompt(), seeded())],
@@ -220,5 +231,7 @@ fn impossible_plans_are_refused() {
     harness.next = 2;
     assert!(harness.plan(StepPlan::default()).expect_err("a gap").contains("step 1 was due"));
     let other = StepPlan { epoch: Epoch(2), step: StepId(1), ..StepPlan::default() };
-    assert!(harness.executor.execute(&other).expect_err("an old epoch").to_string().contains("epoch 2"));
+    assert!(
+        harness.executor.execute(&other).expect_err("an old epoch").to_string().contains("epoch 2")
+    );
 }

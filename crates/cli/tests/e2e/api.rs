@@ -34,18 +34,24 @@ fn models_and_health(server: &Server) {
 }
 
 fn second_turn_is_cached(server: &Server) {
-    let story = "Once upon a time there was a scheduler that never slept and never lost a block. ".repeat(56);
+    let story = "Once upon a time there was a scheduler that never slept and never lost a block. "
+        .repeat(56);
     let mut request = chat(&format!("Summarize: {story}"));
     let first = server.post("/v1/chat/completions", &request).ok_json();
     let prompt_tokens = first["usage"]["prompt_tokens"].as_u64().expect("a count");
     assert!(prompt_tokens >= 1000, "{prompt_tokens} prompt tokens");
     let messages = request["messages"].as_array_mut().expect("messages");
-    messages.push(json!({"role": "assistant", "content": first["choices"][0]["message"]["content"]}));
+    messages
+        .push(json!({"role": "assistant", "content": first["choices"][0]["message"]["content"]}));
     messages.push(json!({"role": "user", "content": "Shorter, please."}));
     let second = server.post("/v1/chat/completions", &request).ok_json();
-    let cached = second["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a count");
+    let cached =
+        second["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a count");
     // Whole blocks of 16 up to where the first prompt's end and the second one part.
-    assert!(cached >= (prompt_tokens - 1) / 16 * 16 - 16, "{cached} of {prompt_tokens} were cached");
+    assert!(
+        cached >= (prompt_tokens - 1) / 16 * 16 - 16,
+        "{cached} of {prompt_tokens} were cached"
+    );
     assert_eq!(cached % 16, 0);
 }
 
@@ -76,7 +82,9 @@ pub(crate) fn merge(events: &[Value]) -> crate::requests::Answer {
             (&["token_ids"][..], &chunk["token_ids"]),
         ] {
             let list = list.iter().fold(&mut *choice, |value, key| &mut value[*key]);
-            list.as_array_mut().expect("a list").extend(more.as_array().cloned().unwrap_or_default());
+            list.as_array_mut()
+                .expect("a list")
+                .extend(more.as_array().cloned().unwrap_or_default());
         }
         if !chunk["finish_reason"].is_null() {
             choice["finish_reason"] = chunk["finish_reason"].clone();
@@ -111,7 +119,8 @@ fn echo_scores_like_generation(server: &Server) {
         "model": "demo", "prompt": all, "max_tokens": 0, "echo": true, "logprobs": 1, "temperature": 0,
     });
     let scored = server.post("/v1/completions", &echo).ok_json();
-    let scored = scored["choices"][0]["logprobs"]["token_logprobs"].as_array().expect("scores").clone();
+    let scored =
+        scored["choices"][0]["logprobs"]["token_logprobs"].as_array().expect("scores").clone();
     assert!(scored[0].is_null());
     assert_eq!(Value::Array(scored[prompt.len()..].to_vec()), choice["logprobs"]["token_logprobs"]);
 }
@@ -141,12 +150,16 @@ fn bad_requests(server: &Server) {
         let response = server.post("/v1/chat/completions", &request);
         let body = response.json();
         assert_eq!(response.status, status, "{body}");
-        assert!(body["error"]["message"].is_string() && body["error"]["type"].is_string(), "{body}");
+        assert!(
+            body["error"]["message"].is_string() && body["error"]["type"].is_string(),
+            "{body}"
+        );
         if !param.is_empty() {
             assert_eq!(body["error"]["param"], json!(param), "{body}");
         }
     }
-    let truncated = server.client().request("POST", "/v1/chat/completions", &[], b"{\"model\": \"de");
+    let truncated =
+        server.client().request("POST", "/v1/chat/completions", &[], b"{\"model\": \"de");
     assert_eq!(truncated.expect("an answer").status, 400);
     assert_eq!(ask(server, &sixteen()[0]), undisturbed);
 }
@@ -170,7 +183,8 @@ fn cancelled_requests_free_their_blocks(server: &Server) {
     for round in 0..25 {
         std::thread::scope(|scope| {
             for index in 0..8_u64 {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round * 8 + index);
+                state =
+                    state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round * 8 + index);
                 let events = (state >> 60) as usize;
                 scope.spawn(move || {
                     let mut request = chat(&format!("Tell story {round}/{index}"));

@@ -16,11 +16,14 @@ fn sixteen_requests_have_the_same_bits_everywhere() {
     for instruction_set in InstructionSet::available() {
         let name = instruction_set.to_string();
         // A cache too small for all of them at once: sequences are preempted and computed again.
-        let small = ["--chunk-tokens", "16", "--kv-cache-tokens", "1024", "--max-sequence-tokens", "768"];
-        let variants: [(&str, &[&str]); 2] = [("whole prompts", &[]), ("chunks of 16, small cache", &small)];
+        let small =
+            ["--chunk-tokens", "16", "--kv-cache-tokens", "1024", "--max-sequence-tokens", "768"];
+        let variants: [(&str, &[&str]); 2] =
+            [("whole prompts", &[]), ("chunks of 16, small cache", &small)];
         for (variant, arguments) in variants {
             let options = ServerOptions::new(&model).args(["--served-name", "demo"]);
-            let options = options.args(["--instruction-set", &name]).args(arguments.iter().copied());
+            let options =
+                options.args(["--instruction-set", &name]).args(arguments.iter().copied());
             let server = Server::start(&options).unwrap();
             let at_once = ask_all_at_once(&server, &requests);
             // The alone-runs come second, so that the prefix cache is warm for them and cold above.
@@ -29,9 +32,19 @@ fn sixteen_requests_have_the_same_bits_everywhere() {
             } else {
                 at_once.clone()
             };
-            compare(&format!("{name}, {variant}, all at once against alone"), &requests, &alone, &at_once);
+            compare(
+                &format!("{name}, {variant}, all at once against alone"),
+                &requests,
+                &alone,
+                &at_once,
+            );
             let first = expected.get_or_insert_with(|| alone.clone());
-            compare(&format!("{name}, {variant}, against the first variant"), &requests, first, &alone);
+            compare(
+                &format!("{name}, {variant}, against the first variant"),
+                &requests,
+                first,
+                &alone,
+            );
         }
     }
 }

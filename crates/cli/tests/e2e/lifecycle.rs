@@ -4,7 +4,9 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use oarlock_testkit::{Server, ServerOptions, Signal, binary, resident_bytes, send_signal, wait_until};
+use oarlock_testkit::{
+    Server, ServerOptions, Signal, binary, resident_bytes, send_signal, wait_until,
+};
 use serde_json::{Value, json};
 
 use crate::api::merge;
@@ -33,7 +35,8 @@ fn streams_survive_the_death_of_the_worker() {
     let undisturbed: Vec<_> = requests.iter().map(|request| ask(&server, request)).collect();
     let victim = server.worker_pids()[0];
     let survived: Vec<_> = std::thread::scope(|scope| {
-        let streams: Vec<_> = requests.iter().map(|request| scope.spawn(|| read_stream(&server, request)));
+        let streams: Vec<_> =
+            requests.iter().map(|request| scope.spawn(|| read_stream(&server, request)));
         let streams: Vec<_> = streams.collect();
         let generated = server.metric("oarlock_generation_tokens_total");
         wait_until("all eight streams are in their middle", Duration::from_secs(60), || {
@@ -57,13 +60,14 @@ fn read_stream(server: &Server, request: &Value) -> crate::requests::Answer {
 #[test]
 fn the_worker_stays_under_a_gibibyte_and_ends_with_its_engine() {
     let Some((_turn, model)) = turn() else { return };
-    let options = ServerOptions::new(model).args(["--served-name", "demo", "--kv-cache-tokens", "4096"]);
+    let options =
+        ServerOptions::new(model).args(["--served-name", "demo", "--kv-cache-tokens", "4096"]);
     let mut server = Server::start(&options).unwrap();
     for request in &sixteen() {
         ask(&server, request);
     }
     let worker = server.worker_pids()[0];
-    let resident = resident_bytes(worker);
+    let resident = resident_bytes(worker).expect("the worker runs");
     eprintln!("resident memory of the worker: {} MiB", resident >> 20);
     assert!(resident < 1 << 30, "{resident} bytes");
 
@@ -80,7 +84,8 @@ fn is_zombie(pid: u32) -> bool {
 #[test]
 fn sigterm_lets_running_requests_finish() {
     let Some((_turn, model)) = turn() else { return };
-    let mut server = Server::start(&ServerOptions::new(model).args(["--served-name", "demo"])).unwrap();
+    let mut server =
+        Server::start(&ServerOptions::new(model).args(["--served-name", "demo"])).unwrap();
     let request = &eight_streams()[0];
     let expected = ask(&server, request);
     let mut streamed = request.clone();
@@ -114,7 +119,10 @@ fn a_start_that_cannot_work_says_why_in_one_line() {
     let message = failed_start(&["--port", "0", "--model", broken]);
     assert!(message.contains(broken) && message.contains("truncated"), "{message}");
     let message = failed_start(&["--port", "0", "--model", "/no/such/model.gguf"]);
-    assert!(message.contains("/no/such/model.gguf") && message.contains("No such file"), "{message}");
+    assert!(
+        message.contains("/no/such/model.gguf") && message.contains("No such file"),
+        "{message}"
+    );
     let message = failed_start(&["--model", broken, "--instruction-set", "sse1"]);
     assert!(message.contains("--instruction-set"), "{message}");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

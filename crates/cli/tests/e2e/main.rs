@@ -2,6 +2,7 @@
 //!
 //! One test binary, and one server for all that only asks questions. Tests that need a server of
 //! their own take turns, so that two cores are not shared by several models.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod api;
 mod determinism;
@@ -9,6 +10,7 @@ mod lifecycle;
 mod python;
 mod reference;
 mod requests;
+mod storm;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -25,8 +27,7 @@ type Scenario = (&'static str, fn(&Server));
 fn questions_to_one_server() {
     let Some((_turn, model)) = turn() else { return };
     let server = Server::start(&ServerOptions::new(model).args(["--served-name", "demo"])).unwrap();
-    let scenarios: Vec<Scenario> =
-        [reference::SCENARIOS, api::SCENARIOS, python::SCENARIOS].concat().into_iter().collect();
+    let scenarios: Vec<Scenario> = [reference::SCENARIOS, api::SCENARIOS, python::SCENARIOS].concat();
     let mut failed = Vec::new();
     for (name, scenario) in scenarios {
         eprintln!("scenario {name}");

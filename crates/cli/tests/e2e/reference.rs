@@ -33,7 +33,8 @@ fn detokenize(server: &Server, tokens: &[u64]) -> String {
 
 fn chat_prompts(server: &Server) {
     for case in cases() {
-        let body = json!({"model": "demo", "messages": case["messages"], "add_generation_prompt": true});
+        let body =
+            json!({"model": "demo", "messages": case["messages"], "add_generation_prompt": true});
         let tokens = tokenize(server, &body);
         assert_eq!(tokens, ids(&case["prompt_ids"]));
         assert_eq!(detokenize(server, &tokens), case["rendered"].as_str().expect("a text"));
@@ -43,7 +44,8 @@ fn chat_prompts(server: &Server) {
 fn chat_templates(server: &Server) {
     let file = fixture_json("qwen2.5-coder-0.5b/chat_template.json");
     for case in file["cases"].as_array().expect("cases") {
-        let mut body = json!({"model": "demo", "messages": case["messages"], "add_generation_prompt": true});
+        let mut body =
+            json!({"model": "demo", "messages": case["messages"], "add_generation_prompt": true});
         if !case["tools"].is_null() {
             body["tools"] = case["tools"].clone();
         }
@@ -93,14 +95,19 @@ fn teacher_forced(server: &Server) {
         let ours = score(server, &case);
         for (index, ours) in ours.iter().enumerate() {
             for reference in case["top5"][index].as_array().expect("five") {
-                let (id, logprob) = (reference[0].as_u64().expect("id"), reference[1].as_f64().expect("f"));
+                let (id, logprob) =
+                    (reference[0].as_u64().expect("id"), reference[1].as_f64().expect("f"));
                 match ours.iter().find(|(ours, _)| *ours == id) {
                     Some((_, ours)) => differences.push((ours - logprob).abs()),
                     None => outside += 1,
                 }
             }
             if case["margins"][index].as_f64().expect("a margin") >= CLEAR_MARGIN {
-                assert_eq!(ours[0].0, case["greedy"][index].as_u64().expect("id"), "position {index}");
+                assert_eq!(
+                    ours[0].0,
+                    case["greedy"][index].as_u64().expect("id"),
+                    "position {index}"
+                );
             }
         }
     }
@@ -113,7 +120,10 @@ fn teacher_forced(server: &Server) {
         differences.len()
     );
     assert_eq!(outside, 0, "a token of the reference's five best is not among our twenty");
-    assert!(mean <= 0.05 && at_99 <= 0.25 && worst <= 0.6, "mean {mean}, p99 {at_99}, worst {worst}");
+    assert!(
+        mean <= 0.05 && at_99 <= 0.25 && worst <= 0.6,
+        "mean {mean}, p99 {at_99}, worst {worst}"
+    );
 }
 
 fn free_running(server: &Server) {
@@ -125,7 +135,8 @@ fn free_running(server: &Server) {
         });
         let answer = server.post("/v1/chat/completions", &body).ok_json();
         let margins = case["margins"].as_array().expect("margins").iter();
-        let clear = margins.take_while(|margin| margin.as_f64().expect("a number") >= CLEAR_MARGIN).count();
+        let clear =
+            margins.take_while(|margin| margin.as_f64().expect("a number") >= CLEAR_MARGIN).count();
         let ours = ids(&answer["choices"][0]["token_ids"]);
         assert_eq!(ours[..clear], greedy[..clear]);
         if clear == greedy.len() && greedy.last() == Some(&151_645) {

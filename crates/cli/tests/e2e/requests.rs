@@ -15,7 +15,8 @@ pub(crate) struct Answer {
 
 /// Sixteen different chat requests: half greedy, half seeded; short, long, in several scripts.
 pub(crate) fn sixteen() -> Vec<Value> {
-    let long = "The quick brown fox jumps over the lazy dog, and then it rests a while. ".repeat(22);
+    let long =
+        "The quick brown fox jumps over the lazy dog, and then it rests a while. ".repeat(22);
     let contents = [
         "Write a Python function that adds two numbers.".to_owned(),
         "What is a mutex?".to_owned(),

@@ -59,7 +59,8 @@ fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
         }
     }
     if !spec.num_heads.is_multiple_of(spec.num_kv_heads) {
-        let reason = format!("{} heads do not divide among {} key heads", spec.num_heads, spec.num_kv_heads);
+        let reason =
+            format!("{} heads do not divide among {} key heads", spec.num_heads, spec.num_kv_heads);
         return Err(ModelError::metadata("attention.head_count_kv", reason));
     }
     if !spec.head_dim.is_multiple_of(16) || spec.head_dim > 256 {

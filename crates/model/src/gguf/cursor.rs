@@ -70,6 +70,7 @@ impl<'a> Cursor<'a> {
     pub(super) fn string(&mut self) -> Result<&'a str, String> {
         let len = self.count("bytes of a string", 1)?;
         let offset = self.position;
-        std::str::from_utf8(self.take(len)?).map_err(|_| format!("a string at offset {offset} is not UTF-8"))
+        std::str::from_utf8(self.take(len)?)
+            .map_err(|_| format!("a string at offset {offset} is not UTF-8"))
     }
 }

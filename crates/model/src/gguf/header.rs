@@ -41,7 +41,9 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Header, String> {
     }
     let version = cursor.u32()?;
     if !(2..=3).contains(&version) {
-        return Err(format!("version {version} is not supported (2 and 3 are); big-endian files are not"));
+        return Err(format!(
+            "version {version} is not supported (2 and 3 are); big-endian files are not"
+        ));
     }
     // A tensor entry has at least a name's length, dimensions, type and offset.
     let num_tensors = cursor.count("tensors", 24)?;
@@ -69,7 +71,8 @@ fn read_metadata(cursor: &mut Cursor<'_>, num_keys: usize) -> Result<Metadata, S
     for _ in 0..num_keys {
         let key = cursor.string()?.to_owned();
         let kind = cursor.u32()?;
-        let value = Value::read(cursor, kind, 0).map_err(|error| format!("metadata key {key}: {error}"))?;
+        let value =
+            Value::read(cursor, kind, 0).map_err(|error| format!("metadata key {key}: {error}"))?;
         if metadata.insert(key.clone(), value).is_some() {
             return Err(format!("metadata key {key} is there twice"));
         }
@@ -81,7 +84,9 @@ fn alignment(metadata: &Metadata) -> Result<u64, String> {
     match metadata.get("general.alignment") {
         None => Ok(DEFAULT_ALIGNMENT),
         Some(Value::Unsigned(value)) if value.is_power_of_two() && *value <= 1 << 20 => Ok(*value),
-        Some(value) => Err(format!("general.alignment is {value:?}, not a power of two up to 1 MiB")),
+        Some(value) => {
+            Err(format!("general.alignment is {value:?}, not a power of two up to 1 MiB"))
+        }
     }
 }
 
@@ -105,24 +110,38 @@ impl<'a> Entry<'a> {
         Ok(Self { name, dimensions, kind, offset: cursor.u64()? })
     }
 
-    fn locate(&self, data_start: u64, alignment: u64, file_len: usize) -> Result<TensorInfo, String> {
+    fn locate(
+        &self,
+        data_start: u64,
+        alignment: u64,
+        file_len: usize,
+    ) -> Result<TensorInfo, String> {
         let name = self.name;
         let too_large = || format!("tensor {name}: its shape {:?} is too large", self.dimensions);
         let columns = usize::try_from(self.dimensions[0]).map_err(|_| too_large())?;
-        let rows = self.dimensions[1..].iter().try_fold(1_u64, |product, size| product.checked_mul(*size));
+        let rows =
+            self.dimensions[1..].iter().try_fold(1_u64, |product, size| product.checked_mul(*size));
         let rows = usize::try_from(rows.ok_or_else(too_large)?).map_err(|_| too_large())?;
         if rows == 0 || columns == 0 {
             return Err(format!("tensor {name}: its shape {:?} is empty", self.dimensions));
         }
         let row_bytes = self.kind.row_bytes(columns).ok_or_else(|| {
-            format!("tensor {name}: rows of {columns} values do not consist of whole {:?} blocks", self.kind)
+            format!(
+                "tensor {name}: rows of {columns} values do not consist of whole {:?} blocks",
+                self.kind
+            )
         })?;
         let len = row_bytes.checked_mul(rows).ok_or_else(too_large)?;
         if !self.offset.is_multiple_of(alignment) {
-            return Err(format!("tensor {name}: offset {} is not aligned to {alignment}", self.offset));
+            return Err(format!(
+                "tensor {name}: offset {} is not aligned to {alignment}",
+                self.offset
+            ));
         }
-        let start = data_start.checked_add(self.offset).and_then(|start| usize::try_from(start).ok());
-        let range = start.and_then(|start| Some(start..start.checked_add(len)?)).ok_or_else(too_large)?;
+        let start =
+            data_start.checked_add(self.offset).and_then(|start| usize::try_from(start).ok());
+        let range =
+            start.and_then(|start| Some(start..start.checked_add(len)?)).ok_or_else(too_large)?;
         if range.end > file_len {
             return Err(format!(
                 "tensor {name} ends at byte {}, and the file has {file_len}: it is truncated",

@@ -40,7 +40,10 @@ fn a_good_header_is_read_back() {
 fn wrong_types_and_missing_keys_are_named() {
     let metadata = parse(&sample()).unwrap().metadata;
     assert_eq!(metadata.u32("gone").unwrap_err().to_string(), "metadata key gone: missing");
-    assert_eq!(metadata.u32("theta").unwrap_err().to_string(), "metadata key theta: not a 32-bit count");
+    assert_eq!(
+        metadata.u32("theta").unwrap_err().to_string(),
+        "metadata key theta: not a 32-bit count"
+    );
 }
 
 #[test]
@@ -60,22 +63,30 @@ fn claims_beyond_the_file_are_refused_before_memory_is_taken() {
 
     let array = [&8_u32.to_le_bytes()[..], &(1_u64 << 60).to_le_bytes()].concat();
     let file = Writer::default().raw_key("tokens", 9, &array).finish();
-    assert!(error(&file).contains("metadata key tokens: it claims 1152921504606846976 array elements"));
+    assert!(
+        error(&file).contains("metadata key tokens: it claims 1152921504606846976 array elements")
+    );
 
     let nested = [9_u32.to_le_bytes().as_slice(), &1_u64.to_le_bytes()].concat().repeat(9);
-    assert!(error(&Writer::default().raw_key("deep", 9, &nested).finish()).contains("nested more than 4"));
+    assert!(
+        error(&Writer::default().raw_key("deep", 9, &nested).finish())
+            .contains("nested more than 4")
+    );
 }
 
 #[test]
 fn impossible_tensors_are_named() {
-    let bad = |dimensions: &[u64], kind| error(&Writer::default().tensor("w", dimensions, kind, &[7; 64]).finish());
+    let bad = |dimensions: &[u64], kind| {
+        error(&Writer::default().tensor("w", dimensions, kind, &[7; 64]).finish())
+    };
     assert!(bad(&[1 << 40, 1 << 40], 0).contains("tensor w: its shape"));
     assert!(bad(&[0, 4], 0).contains("is empty"));
     assert!(bad(&[33, 2], 8).contains("whole Q8_0 blocks"));
     assert!(bad(&[32, 2], 3).contains("type 3 is not supported"));
     assert!(bad(&[1, 1, 1, 1, 1], 0).contains("5 dimensions"));
     assert!(bad(&[1024, 4], 0).contains("truncated"));
-    let twice = Writer::default().tensor("w", &[4], 0, &[7; 16]).tensor("w", &[4], 0, &[7; 16]).finish();
+    let twice =
+        Writer::default().tensor("w", &[4], 0, &[7; 16]).tensor("w", &[4], 0, &[7; 16]).finish();
     assert!(error(&twice).contains("listed twice"));
     let key_twice = Writer::default().raw_key("k", 7, &[0]).raw_key("k", 7, &[0]).finish();
     assert!(error(&key_twice).contains("there twice"));

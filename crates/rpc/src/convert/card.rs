@@ -8,12 +8,14 @@ use crate::proto as p;
 impl From<&t::ModelCard> for p::ModelCard {
     fn from(card: &t::ModelCard) -> Self {
         let tokenizer = card.tokenizer.as_ref().map(|source| match source {
-            t::TokenizerSource::Bpe(vocabulary) => p::model_card::Tokenizer::Bpe(p::BpeVocabulary {
-                pre: vocabulary.pre.clone(),
-                tokens: vocabulary.tokens.clone(),
-                kinds: vocabulary.kinds.iter().map(|kind| *kind as u8).collect(),
-                merges: vocabulary.merges.clone(),
-            }),
+            t::TokenizerSource::Bpe(vocabulary) => {
+                p::model_card::Tokenizer::Bpe(p::BpeVocabulary {
+                    pre: vocabulary.pre.clone(),
+                    tokens: vocabulary.tokens.clone(),
+                    kinds: vocabulary.kinds.iter().map(|kind| *kind as u8).collect(),
+                    merges: vocabulary.merges.clone(),
+                })
+            }
             t::TokenizerSource::Json(json) => p::model_card::Tokenizer::Json(json.clone()),
         });
         Self {
@@ -36,7 +38,9 @@ impl TryFrom<p::ModelCard> for t::ModelCard {
 
     fn try_from(card: p::ModelCard) -> Result<Self, ConvertError> {
         let tokenizer = match card.tokenizer {
-            Some(p::model_card::Tokenizer::Bpe(bpe)) => Some(t::TokenizerSource::Bpe(vocabulary(bpe)?)),
+            Some(p::model_card::Tokenizer::Bpe(bpe)) => {
+                Some(t::TokenizerSource::Bpe(vocabulary(bpe)?))
+            }
             Some(p::model_card::Tokenizer::Json(json)) => Some(t::TokenizerSource::Json(json)),
             None => None,
         };

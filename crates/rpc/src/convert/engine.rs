@@ -225,4 +225,3 @@ pub(crate) fn rejection_from_status(status: &Status) -> Option<Rejected> {
         Kind::Draining(p::Empty {}) => Rejected::Draining,
     })
 }
-

@@ -38,7 +38,9 @@ pub(crate) fn byte(value: u32, field: &'static str) -> Result<u8, ConvertError> 
 }
 
 /// Converts each element, stopping at the first error.
-pub(crate) fn all<T, U: TryFrom<T, Error = ConvertError>>(items: Vec<T>) -> Result<Vec<U>, ConvertError> {
+pub(crate) fn all<T, U: TryFrom<T, Error = ConvertError>>(
+    items: Vec<T>,
+) -> Result<Vec<U>, ConvertError> {
     items.into_iter().map(U::try_from).collect()
 }
 

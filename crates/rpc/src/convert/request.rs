@@ -57,7 +57,10 @@ impl TryFrom<p::GenerateRequest> for t::Request {
 
     fn try_from(request: p::GenerateRequest) -> Result<Self, ConvertError> {
         if request.num_prompt as usize > request.tokens.len() {
-            return Err(ConvertError::OutOfRange { field: "num_prompt", value: request.num_prompt.into() });
+            return Err(ConvertError::OutOfRange {
+                field: "num_prompt",
+                value: request.num_prompt.into(),
+            });
         }
         if !request.stop_token_ids.is_sorted() {
             return Err(ConvertError::OutOfRange { field: "stop_token_ids", value: 0 });
@@ -71,7 +74,10 @@ impl TryFrom<p::GenerateRequest> for t::Request {
                 max_tokens: request.max_tokens,
                 stop_token_ids: token_ids(request.stop_token_ids),
             },
-            prompt_logprobs: request.prompt_logprobs.map(|n| byte(n, "prompt_logprobs")).transpose()?,
+            prompt_logprobs: request
+                .prompt_logprobs
+                .map(|n| byte(n, "prompt_logprobs"))
+                .transpose()?,
             priority: t::Priority(byte(request.priority, "priority")?),
             tenant: t::TenantId(request.tenant),
             salt: t::CacheSalt(request.salt),
@@ -82,7 +88,11 @@ impl TryFrom<p::GenerateRequest> for t::Request {
 
 impl From<&t::TokenScore> for p::TokenScore {
     fn from(score: &t::TokenScore) -> Self {
-        let top = score.top.iter().map(|r| p::RankedToken { token: r.token.0, logprob: r.logprob }).collect();
+        let top = score
+            .top
+            .iter()
+            .map(|r| p::RankedToken { token: r.token.0, logprob: r.logprob })
+            .collect();
         Self { logprob: score.logprob, rank: score.rank, top }
     }
 }
@@ -93,7 +103,9 @@ impl From<p::TokenScore> for t::TokenScore {
         Self {
             logprob: score.logprob,
             rank: score.rank,
-            top: top.map(|r| t::RankedToken { token: t::TokenId(r.token), logprob: r.logprob }).collect(),
+            top: top
+                .map(|r| t::RankedToken { token: t::TokenId(r.token), logprob: r.logprob })
+                .collect(),
         }
     }
 }
@@ -152,7 +164,10 @@ impl TryFrom<p::SlotStart> for t::SlotStart {
             tokens: token_ids(start.tokens),
             num_prompt: start.num_prompt,
             sampling: required(start.sampling, "sampling")?.try_into()?,
-            prompt_logprobs: start.prompt_logprobs.map(|n| byte(n, "prompt_logprobs")).transpose()?,
+            prompt_logprobs: start
+                .prompt_logprobs
+                .map(|n| byte(n, "prompt_logprobs"))
+                .transpose()?,
         })
     }
 }

@@ -1,0 +1,52 @@
+//! Limits of the gateway, each with a default.
+
+use std::time::Duration;
+
+/// Limits of one gateway.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    /// Body of one request at most, in bytes; more is a 413.
+    pub max_body_bytes: usize,
+    /// Head of one request at most, in bytes; more is a 431. At least 8 KiB.
+    pub max_header_bytes: usize,
+    /// Header fields of one request at most.
+    pub max_headers: usize,
+    /// Connections at the same time; further ones wait in the listener's backlog.
+    pub max_connections: usize,
+    /// How long a client may take to send a request's head.
+    pub header_timeout: Duration,
+    /// How long a client may take to send a request's body; longer is a 408.
+    pub body_timeout: Duration,
+    /// Silence on an event stream after which a comment is sent.
+    pub keep_alive: Duration,
+    /// How long running requests may take to finish after shutdown began.
+    pub drain_timeout: Duration,
+    /// How long an engine may take to tell its description or status.
+    pub engine_timeout: Duration,
+    /// How long one generation may take, waiting included; `None` is without limit.
+    pub request_timeout: Option<Duration>,
+    /// Texts and bodies up to this many bytes are parsed and tokenized where they arrive, longer ones
+    /// on threads of their own.
+    pub inline_bytes: usize,
+    /// Long texts parsed or tokenized at the same time.
+    pub max_long_jobs: usize,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self {
+            max_body_bytes: 4 << 20,
+            max_header_bytes: 64 << 10,
+            max_headers: 100,
+            max_connections: 4096,
+            header_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(15),
+            drain_timeout: Duration::from_secs(30),
+            engine_timeout: Duration::from_secs(2),
+            request_timeout: None,
+            inline_bytes: 8 << 10,
+            max_long_jobs: std::thread::available_parallelism().map_or(2, usize::from),
+        }
+    }
+}
