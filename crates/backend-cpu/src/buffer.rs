@@ -86,7 +86,11 @@ fn advise_huge_pages(pointer: NonNull<u8>, bytes: usize) {
     if end > first {
         // SAFETY: the range lies inside the allocation; the advice does not change its contents.
         unsafe {
-            libc::madvise(pointer.as_ptr().with_addr(first).cast(), end - first, libc::MADV_HUGEPAGE);
+            libc::madvise(
+                pointer.as_ptr().with_addr(first).cast(),
+                end - first,
+                libc::MADV_HUGEPAGE,
+            );
         }
     }
 }

@@ -1,1 +1,33 @@
 //! The CPU backend: packed weights, int8 and BF16 kernels per instruction set, its own threads.
+//!
+//! Bits of a result do not depend on the instruction set, the number of threads or the other rows of
+//! a step; `README.md` has the rules. Absent on purpose: the environment, the clock, model families.
+#![allow(
+    unsafe_code,
+    reason = "vector intrinsics, aligned memory and views that threads share; each block says why"
+)]
+#![allow(
+    clippy::inline_always,
+    reason = "code written once over lanes must be inlined into each instruction set"
+)]
+#![allow(clippy::wildcard_imports, reason = "vector intrinsics")]
+
+mod activation;
+mod amx;
+mod attention;
+mod backend;
+mod buffer;
+mod isa;
+mod lanes;
+mod linear;
+mod norm;
+mod pack;
+mod rotary;
+mod sample;
+mod threads;
+
+pub use attention::CpuKvCache;
+pub use backend::{CpuBackend, CpuConfig, CpuTable, CpuTensor, CpuVector};
+pub use isa::InstructionSet;
+pub use pack::CpuWeight;
+pub use rotary::CpuRotary;

@@ -83,11 +83,13 @@ impl ThreadPool {
     pub(crate) fn run(&mut self, job: &Job<'_>) -> Result<(), String> {
         let shared = &*self.shared;
         if self.helpers.is_empty() {
-            return catch_unwind(AssertUnwindSafe(|| job(0))).map_err(|panic| panic_message(&*panic));
+            return catch_unwind(AssertUnwindSafe(|| job(0)))
+                .map_err(|panic| panic_message(&*panic));
         }
         // SAFETY: only the lifetime changes. Helpers use the pointer while `running` is not 0, and this
         // function does not return before.
-        let job_pointer: *const Job<'static> = unsafe { std::mem::transmute(std::ptr::from_ref(job)) };
+        let job_pointer: *const Job<'static> =
+            unsafe { std::mem::transmute(std::ptr::from_ref(job)) };
         // SAFETY: `running` is 0, so no helper reads it, and `&mut self` keeps other callers out.
         unsafe { *shared.job.get() = Some(JobPointer { job: job_pointer, caller: current() }) };
         shared.running.store(self.helpers.len(), Ordering::Relaxed);
@@ -136,7 +138,9 @@ impl Shared {
                 return;
             }
             // SAFETY: written before the epoch changed, and not again before `running` is 0.
-            let Some(JobPointer { job, caller }) = (unsafe { (*self.job.get()).clone() }) else { continue };
+            let Some(JobPointer { job, caller }) = (unsafe { (*self.job.get()).clone() }) else {
+                continue;
+            };
             // SAFETY: `run` keeps the job borrowed until `running` is 0.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| unsafe { (*job)(index) })) {
                 let message = panic_message(&*panic);
@@ -205,7 +209,8 @@ mod tests {
     #[test]
     fn shares_cover_everything_once() {
         for (len, threads) in [(0, 3), (1, 4), (10, 3), (16, 16), (1000, 7)] {
-            let covered: Vec<usize> = (0..threads).flat_map(|index| share(len, index, threads)).collect();
+            let covered: Vec<usize> =
+                (0..threads).flat_map(|index| share(len, index, threads)).collect();
             assert_eq!(covered, (0..len).collect::<Vec<_>>());
         }
     }

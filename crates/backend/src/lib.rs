@@ -22,6 +22,7 @@ pub use outcome::{OutcomeScratch, row_outcome};
 pub use record::{LogitRecord, LogitRecordKind, StepRecord};
 pub use step::{BlockTables, ChunkRows, LogitKind, LogitRow, RowResult, StepInput};
 pub use traits::{
-    Activation, AttentionParams, Backend, BackendError, BackendLimits, KvCacheShape, RotaryStyle, RowSet,
+    Activation, AttentionParams, Backend, BackendError, BackendLimits, KvCacheShape, RotaryStyle,
+    RowSet,
 };
 pub use weights::{InnerSplit, WeightKind, WeightView};

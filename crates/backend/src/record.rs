@@ -75,14 +75,19 @@ impl StepRecord {
             assert_eq!(chunk.first_row as usize, self.rows.len(), "chunks cover the rows in order");
             let table = input.block_tables.get(chunk.slot);
             let end = (chunk.start + chunk.rows) as usize;
-            assert!(table.len() * BLOCK_TOKENS >= end, "block table of slot {} is too short", chunk.slot);
+            assert!(
+                table.len() * BLOCK_TOKENS >= end,
+                "block table of slot {} is too short",
+                chunk.slot
+            );
             let place = RowPlace {
                 position: chunk.start,
                 first_block: self.tables.len() as u32,
                 num_blocks: end.div_ceil(BLOCK_TOKENS) as u32,
             };
             self.tables.extend_from_slice(&table[..place.num_blocks as usize]);
-            self.rows.extend((0..chunk.rows).map(|i| RowPlace { position: chunk.start + i, ..place }));
+            self.rows
+                .extend((0..chunk.rows).map(|i| RowPlace { position: chunk.start + i, ..place }));
         }
         assert_eq!(self.rows.len(), self.tokens.len(), "chunks cover every row");
         self.logit_rows.clear();

@@ -127,7 +127,11 @@ pub trait Backend: Sized + Send + 'static {
 
     /// Packs a linear layer whose outputs are those of `parts`, one after the other; all have the
     /// same inner width. `split` says how the sum along the inner dimension is cut.
-    fn pack_linear(&mut self, parts: &[WeightView<'_>], split: InnerSplit) -> Result<Self::Weight, BackendError>;
+    fn pack_linear(
+        &mut self,
+        parts: &[WeightView<'_>],
+        split: InnerSplit,
+    ) -> Result<Self::Weight, BackendError>;
 
     /// Takes an embedding table.
     fn pack_table(&mut self, table: &WeightView<'_>) -> Result<Self::Table, BackendError>;
@@ -199,7 +203,12 @@ pub trait Backend: Sized + Send + 'static {
     );
 
     /// `out = activation(gate) * up` where a row of `gate_up` is `[gate | up]`.
-    fn gated_activation(&mut self, out: &mut Self::Tensor, gate_up: &Self::Tensor, activation: Activation);
+    fn gated_activation(
+        &mut self,
+        out: &mut Self::Tensor,
+        gate_up: &Self::Tensor,
+        activation: Activation,
+    );
 
     /// Makes `tile` (a range of the step's `logit_rows`, at most `max_gathered` long) current, and
     /// copies the rows that it names into `out`.

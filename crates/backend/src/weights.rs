@@ -60,7 +60,7 @@ impl WeightKind {
     #[must_use]
     pub fn row_bytes(self, columns: usize) -> Option<usize> {
         let values = self.block_values();
-        columns.is_multiple_of(values).then(|| columns / values * self.block_bytes())
+        if columns.is_multiple_of(values) { (columns / values).checked_mul(self.block_bytes()) } else { None }
     }
 }
 

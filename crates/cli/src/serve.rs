@@ -19,6 +19,9 @@ use tracing::{info, warn};
 use crate::arguments::ServeArguments;
 use crate::loading;
 
+/// How long the engine may take once the gateway has no request left.
+const DRAIN_AFTER_GATEWAY: Duration = Duration::from_secs(5);
+
 /// Serves `model` until a signal; returns once everything is drained.
 pub(crate) async fn serve(arguments: ServeArguments, model: PathBuf) -> anyhow::Result<()> {
     let listener =
@@ -54,17 +57,28 @@ pub(crate) async fn serve(arguments: ServeArguments, model: PathBuf) -> anyhow::
     }));
     announce(&format!("listening on http://{address}"))?;
 
-    // A model that cannot be loaded ends the server with one clear message.
-    let ready = engine.ready().await;
+    tokio::pin!(gateway, terminated);
+    tokio::select! {
+        // A model that cannot be loaded ends the server with one clear message.
+        ready = engine.ready() => ready.context("the model cannot be served")?,
+        () = &mut terminated => return Ok(()),
+    }
     drop(display.await);
-    ready.context("the model cannot be served")?;
     info!("ready");
 
-    terminated.await;
+    tokio::select! {
+        () = &mut terminated => {}
+        // Whoever supervises this process starts it again, or shows the reason.
+        reason = engine.failed() => anyhow::bail!("the engine gave up: {reason}"),
+        ended = &mut gateway => {
+            ended.context("the gateway panicked")??;
+            anyhow::bail!("the gateway ended");
+        }
+    }
     info!("draining: running requests finish, new ones are refused; a second signal ends at once");
     drop(stop_gateway.send(()));
     gateway.await.context("the gateway panicked")??;
-    let drain = tokio::time::timeout(Duration::from_secs(5), engine.drain());
+    let drain = tokio::time::timeout(DRAIN_AFTER_GATEWAY, engine.drain());
     if drain.await.is_err() {
         warn!("the engine still had requests");
     }

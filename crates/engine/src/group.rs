@@ -2,24 +2,39 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use oarlock_rpc::{PlanSender, ResultStream, WorkerClient, WorkerError};
-use oarlock_types::{LoadProgress, WorkerDescription, WorkerLimits};
+use oarlock_types::{Epoch, LoadProgress, WorkerDescription, WorkerLimits};
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, sleep};
 
 use crate::EngineOptions;
+use crate::handle::Shared;
 
 /// How long a fresh process may take until its socket is there.
 const SOCKET_DEADLINE: Duration = Duration::from_secs(20);
 /// How often the engine looks for the socket.
 const SOCKET_POLL: Duration = Duration::from_millis(2);
 
+/// Starts a group, telling the engine's status how loading goes.
+pub(crate) async fn start_group(
+    options: Arc<EngineOptions>,
+    epoch: Epoch,
+    shared: Shared,
+) -> Result<(Group, WorkerDescription), WorkerError> {
+    let limits = options.worker_limits(epoch);
+    let progress = |so_far| shared.status.send_modify(|status| status.loading = so_far);
+    Group::start(&options, limits, progress).await
+}
+
 /// One life of the workers. Dropping it kills them.
 pub(crate) struct Group {
     child: Child,
+    /// The write end of the worker's standard input: it ends when this closes.
+    lifeline: Option<ChildStdin>,
     pub(crate) plans: PlanSender,
     pub(crate) results: ResultStream,
     /// The folder of the socket; goes with the group.
@@ -28,7 +43,7 @@ pub(crate) struct Group {
 
 impl Group {
     /// Starts a worker process and has it load the model.
-    pub(crate) async fn start(
+    async fn start(
         options: &EngineOptions,
         limits: WorkerLimits,
         progress: impl FnMut(LoadProgress),
@@ -39,6 +54,8 @@ impl Group {
             .map_err(|error| failed("cannot make a folder for the worker's socket", &error))?;
         let socket = folder.path().join("worker.sock");
         let mut child = spawn(options, &socket)?;
+        // Taken out, since waiting for a child closes a standard input that it still has.
+        let lifeline = child.stdin.take();
         wait_for_socket(&mut child, &socket).await?;
         let mut client = WorkerClient::new(&socket);
         let loaded = client.load(&options.model, limits, progress).await;
@@ -49,7 +66,7 @@ impl Group {
             other => other?,
         };
         let (plans, results) = client.execute().await?;
-        Ok((Self { child, plans, results, _folder: folder }, description))
+        Ok((Self { child, lifeline, plans, results, _folder: folder }, description))
     }
 
     /// The worker's process id, while it runs.
@@ -60,6 +77,7 @@ impl Group {
     /// Ends the worker and waits for its end. Returns how it ended, for the log.
     pub(crate) async fn end(mut self, reason: String) -> String {
         let reason = epitaph(&mut self.child, reason).await;
+        drop(self.lifeline);
         // It may be gone already.
         drop(self.child.kill().await);
         reason
@@ -107,7 +125,7 @@ async fn wait_for_socket(child: &mut Child, socket: &Path) -> Result<(), WorkerE
 /// Why the worker is lost: how its process ended, if it does so within a moment.
 async fn epitaph(child: &mut Child, reason: String) -> String {
     match tokio::time::timeout(Duration::from_millis(200), child.wait()).await {
-        Ok(Ok(status)) => format!("the worker process ended ({status})"),
+        Ok(Ok(status)) => format!("{reason}; the worker process ended ({status})"),
         _ => reason,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -9,7 +10,7 @@ use futures::stream::{self, StreamExt as _};
 use oarlock_rpc::{EngineApi, EngineError, EventStream};
 use oarlock_types::{
     EngineDescription, EngineState, EngineStatus, EventKind, FinishReason, Rejected, Request,
-    RequestId,
+    RequestId, Tick,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -38,6 +39,15 @@ pub(crate) enum Command {
 pub(crate) struct Shared {
     pub(crate) status: Arc<watch::Sender<EngineStatus>>,
     pub(crate) description: Arc<watch::Sender<Option<Arc<EngineDescription>>>>,
+    /// Where the engine's clock begins.
+    pub(crate) origin: Instant,
+}
+
+impl Shared {
+    /// The engine's time.
+    pub(crate) fn now(&self) -> Tick {
+        Tick(self.origin.elapsed().as_micros() as u64)
+    }
 }
 
 /// A running engine; see [`EngineHandle`] for talking to it.
@@ -65,6 +75,7 @@ impl Engine {
         let shared = Shared {
             status: Arc::new(watch::Sender::new(EngineStatus::default())),
             description: Arc::new(watch::Sender::new(None)),
+            origin: Instant::now(),
         };
         let handle = EngineHandle {
             commands,
@@ -102,6 +113,19 @@ impl Engine {
         }
     }
 
+    /// Resolves when the engine has given up, with its last word. Never resolves otherwise.
+    pub fn failed(&self) -> impl Future<Output = String> + Send + 'static {
+        let mut status = self.handle.shared.status.subscribe();
+        async move {
+            let failed = |status: &EngineStatus| matches!(status.state, EngineState::Failed { .. });
+            let state = status.wait_for(failed).await.map(|status| status.state.clone());
+            match state {
+                Ok(EngineState::Failed { reason }) => reason,
+                _ => futures::future::pending().await,
+            }
+        }
+    }
+
     /// Takes no new request, lets running ones finish, and ends the workers.
     pub async fn drain(self) {
         // The task may have ended already; then there is nothing to drain.
@@ -117,17 +141,19 @@ impl EngineHandle {
     }
 
     fn current_description(&self) -> Result<Arc<EngineDescription>, EngineError> {
+        if let EngineState::Failed { reason } = &self.shared.status.borrow().state {
+            return Err(EngineError::Unavailable(reason.clone()));
+        }
         let description = self.shared.description.borrow().clone();
-        description.ok_or_else(|| match &self.shared.status.borrow().state {
-            EngineState::Failed { reason } => EngineError::Unavailable(reason.clone()),
-            _ => EngineError::Unavailable("the model is still loading".to_owned()),
-        })
+        description.ok_or_else(|| EngineError::Unavailable("the model is still loading".to_owned()))
     }
 
     async fn submit(&self, mut request: Request) -> Result<EventStream, EngineError> {
         self.current_description()?;
         request.id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let id = request.id;
+        let now = self.shared.now();
+        request.deadline = request.deadline.map(|left| Tick(now.0.saturating_add(left.0)));
         let (events, receiver) = mpsc::unbounded_channel();
         let (reply, answer) = oneshot::channel();
         let gone = || EngineError::Unavailable("the engine has ended".to_owned());

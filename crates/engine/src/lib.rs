@@ -11,6 +11,7 @@ mod group;
 mod handle;
 mod options;
 mod requests;
+mod running;
 
 pub use handle::{Engine, EngineHandle};
 pub use options::{EngineOptions, WorkerCommand};

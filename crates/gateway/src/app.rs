@@ -32,7 +32,7 @@ impl Shared {
         let in_flight = TaskTracker::new();
         in_flight.close();
         Arc::new(Self {
-            models: Models::new(view.clone(), config.engine_timeout),
+            models: Models::new(view.clone(), config.describe_timeout),
             view,
             metrics: GatewayMetrics::default(),
             draining: AtomicBool::new(false),

@@ -44,7 +44,9 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(content_type) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
     let essence = content_type.to_str().unwrap_or("").split(';').next().unwrap_or("").trim();
     let essence = essence.to_ascii_lowercase();
-    if essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json")) {
+    if essence == "application/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"))
+    {
         Ok(())
     } else {
         Err(ApiError::wrong_content_type())

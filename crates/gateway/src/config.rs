@@ -21,8 +21,10 @@ pub struct GatewayConfig {
     pub keep_alive: Duration,
     /// How long running requests may take to finish after shutdown began.
     pub drain_timeout: Duration,
-    /// How long an engine may take to tell its description or status.
-    pub engine_timeout: Duration,
+    /// How long an engine may take to describe its model (a whole vocabulary).
+    pub describe_timeout: Duration,
+    /// How long an engine may take to tell its status.
+    pub status_timeout: Duration,
     /// How long one generation may take, waiting included; `None` is without limit.
     pub request_timeout: Option<Duration>,
     /// Texts and bodies up to this many bytes are parsed and tokenized where they arrive, longer ones
@@ -43,7 +45,8 @@ impl Default for GatewayConfig {
             body_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(15),
             drain_timeout: Duration::from_secs(30),
-            engine_timeout: Duration::from_secs(2),
+            describe_timeout: Duration::from_secs(10),
+            status_timeout: Duration::from_secs(2),
             request_timeout: None,
             inline_bytes: 8 << 10,
             max_long_jobs: std::thread::available_parallelism().map_or(2, usize::from),

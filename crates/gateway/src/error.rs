@@ -19,7 +19,7 @@ pub(crate) struct ApiError {
     kind: &'static str,
     code: Option<&'static str>,
     param: Option<String>,
-    message: String,
+    pub(crate) message: String,
     retry_after_s: Option<u32>,
 }
 
@@ -79,7 +79,8 @@ impl ApiError {
              tokens ({prompt} in the prompt, {completion} for the completion). Please reduce the length \
              of the prompt or completion."
         );
-        Self { param: Some(param.to_owned()), ..Self::malformed(message) }.code("context_length_exceeded")
+        Self { param: Some(param.to_owned()), ..Self::malformed(message) }
+            .code("context_length_exceeded")
     }
 
     /// A text that is longer than any that could fit, found before tokenizing it.
@@ -88,12 +89,14 @@ impl ApiError {
             "This model's maximum context length is {limit} tokens. However, your prompt has {bytes} \
              bytes, which cannot fit. Please reduce the length of the prompt."
         );
-        Self { param: Some(param.to_owned()), ..Self::malformed(message) }.code("context_length_exceeded")
+        Self { param: Some(param.to_owned()), ..Self::malformed(message) }
+            .code("context_length_exceeded")
     }
 
     pub(crate) fn model_not_found(name: &str) -> Self {
         let message = format!("The model '{name}' does not exist or you do not have access to it.");
-        let error = Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message).code("model_not_found");
+        let error =
+            Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message).code("model_not_found");
         Self { param: Some("model".to_owned()), ..error }
     }
 
@@ -104,12 +107,14 @@ impl ApiError {
 
     pub(crate) fn wrong_method(method: &str, path: &str) -> Self {
         let message = format!("Not allowed to {method} on {path}");
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID_REQUEST, message).code("method_not_allowed")
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID_REQUEST, message)
+            .code("method_not_allowed")
     }
 
     pub(crate) fn wrong_content_type() -> Self {
         let message = "The body must be JSON, with 'Content-Type: application/json'".to_owned();
-        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST, message).code("unsupported_media_type")
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST, message)
+            .code("unsupported_media_type")
     }
 
     pub(crate) fn body_too_large(limit: usize) -> Self {
@@ -127,7 +132,9 @@ impl ApiError {
     }
 
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, message.into()).code("unavailable").retry_after(2)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, message.into())
+            .code("unavailable")
+            .retry_after(2)
     }
 
     /// A fault on this side; `message` is for the client and says nothing of the inside.
@@ -139,10 +146,15 @@ impl ApiError {
     pub(crate) fn from_finish(reason: &FinishReason) -> Option<Self> {
         match reason {
             FinishReason::Stop | FinishReason::Length => None,
-            FinishReason::Cancelled => Some(Self::unavailable("The request was cancelled by the engine")),
+            FinishReason::Cancelled => {
+                Some(Self::unavailable("The request was cancelled by the engine"))
+            }
             FinishReason::Deadline => {
                 let message = "The request did not finish in time".to_owned();
-                Some(Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER, message).code("deadline_exceeded"))
+                Some(
+                    Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER, message)
+                        .code("deadline_exceeded"),
+                )
             }
             FinishReason::Failed(error) => {
                 tracing::error!(?error, "request failed in the engine");

@@ -11,6 +11,8 @@ type Result<T> = std::result::Result<T, ApiError>;
 /// The fields of one request that were not looked at yet.
 pub(crate) struct Fields {
     map: Map<String, Value>,
+    /// Where the object stands in the request, for error messages.
+    place: Option<String>,
 }
 
 /// The value at which a field that is not supported yet changes nothing.
@@ -109,7 +111,20 @@ impl Neutral {
 
 impl Fields {
     pub(crate) fn new(map: Map<String, Value>) -> Self {
-        Self { map }
+        Self { map, place: None }
+    }
+
+    /// The fields of an object inside the request.
+    pub(crate) fn nested(map: Map<String, Value>, place: &str) -> Self {
+        Self { map, place: Some(place.to_owned()) }
+    }
+
+    /// A field's name from the request's top.
+    pub(crate) fn path(&self, name: &str) -> String {
+        match &self.place {
+            Some(place) => format!("{place}.{name}"),
+            None => name.to_owned(),
+        }
     }
 
     /// The field's value; null counts as absent everywhere.
@@ -121,7 +136,7 @@ impl Fields {
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(wrong_type(name, "a string", &other)),
+            Some(other) => Err(wrong_type(&self.path(name), "a string", &other)),
         }
     }
 
@@ -129,25 +144,35 @@ impl Fields {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(flag)),
-            Some(other) => Err(wrong_type(name, "a boolean", &other)),
+            Some(other) => Err(wrong_type(&self.path(name), "a boolean", &other)),
         }
     }
 
     /// A whole number in `range`. `1.0` counts as one, as JSON knows one kind of number.
-    pub(crate) fn integer(&mut self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>> {
+    pub(crate) fn integer(
+        &mut self,
+        name: &str,
+        range: RangeInclusive<i64>,
+    ) -> Result<Option<i64>> {
         let Some(value) = self.take(name) else { return Ok(None) };
         if !value.is_number() {
-            return Err(wrong_type(name, "an integer", &value));
+            return Err(wrong_type(&self.path(name), "an integer", &value));
         }
         let whole = value.as_i64().or_else(|| {
-            value.as_f64().filter(|float| float.fract() == 0.0 && float.abs() < 2_f64.powi(53)).map(|f| f as i64)
+            value
+                .as_f64()
+                .filter(|float| float.fract() == 0.0 && float.abs() < 2_f64.powi(53))
+                .map(|f| f as i64)
         });
         match whole {
             Some(whole) if range.contains(&whole) => Ok(Some(whole)),
             _ => {
-                let message =
-                    format!("expected an integer from {} to {}, got {value}", range.start(), range.end());
-                Err(ApiError::invalid(name, message))
+                let message = format!(
+                    "expected an integer from {} to {}, got {value}",
+                    range.start(),
+                    range.end()
+                );
+                Err(ApiError::invalid(self.path(name), message))
             }
         }
     }
@@ -156,7 +181,7 @@ impl Fields {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Number(number)) => Ok(number.as_f64()),
-            Some(other) => Err(wrong_type(name, "a number", &other)),
+            Some(other) => Err(wrong_type(&self.path(name), "a number", &other)),
         }
     }
 
@@ -164,7 +189,7 @@ impl Fields {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Object(map)) => Ok(Some(map)),
-            Some(other) => Err(wrong_type(name, "an object", &other)),
+            Some(other) => Err(wrong_type(&self.path(name), "an object", &other)),
         }
     }
 
@@ -172,30 +197,30 @@ impl Fields {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Array(items)) => Ok(Some(items)),
-            Some(other) => Err(wrong_type(name, "an array", &other)),
+            Some(other) => Err(wrong_type(&self.path(name), "an array", &other)),
         }
     }
 
     /// Checks what is left: neutral and ignored fields pass, all others are errors.
     pub(crate) fn finish(mut self) -> Result<()> {
-        for name in IGNORED {
-            self.map.remove(*name);
-        }
-        for (name, value) in self.map {
-            if value.is_null() {
+        for (name, value) in std::mem::take(&mut self.map) {
+            if value.is_null() || IGNORED.contains(&name.as_str()) {
                 continue;
             }
             if let Some((_, neutral)) = NEUTRAL.iter().find(|(known, _)| *known == name) {
                 let default_tier = name == "service_tier" && value == "default";
                 if !neutral.accepts(&value) && !default_tier {
-                    let message =
-                        format!("only {} is supported so far, got {}", neutral.describe(), brief(&value));
-                    return Err(ApiError::unsupported(name, message));
+                    let message = format!(
+                        "only {} is supported so far, got {}",
+                        neutral.describe(),
+                        brief(&value)
+                    );
+                    return Err(ApiError::unsupported(self.path(&name), message));
                 }
             } else if UNSUPPORTED.contains(&name.as_str()) {
-                return Err(ApiError::unsupported(name, "it is not supported yet"));
+                return Err(ApiError::unsupported(self.path(&name), "it is not supported yet"));
             } else {
-                return Err(ApiError::unknown(brief_text(&name, 100)));
+                return Err(ApiError::unknown(self.path(&brief_text(&name, 100))));
             }
         }
         Ok(())
@@ -210,8 +235,9 @@ pub(crate) fn wrong_type(name: &str, expected: &str, value: &Value) -> ApiError 
 /// A token id.
 pub(crate) fn token_id(name: &str, value: &Value) -> Result<oarlock_types::TokenId> {
     let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-    id.map(oarlock_types::TokenId)
-        .ok_or_else(|| ApiError::invalid(name, format!("expected a token id, got {}", brief(value))))
+    id.map(oarlock_types::TokenId).ok_or_else(|| {
+        ApiError::invalid(name, format!("expected a token id, got {}", brief(value)))
+    })
 }
 
 fn type_name(value: &Value) -> &'static str {

@@ -38,11 +38,28 @@ impl Conversation {
         let template_kwargs = fields.object("chat_template_kwargs")?.unwrap_or_default();
         for name in ["messages", "tools", "bos_token", "eos_token", "add_generation_prompt"] {
             if template_kwargs.contains_key(name) {
-                return Err(ApiError::invalid("chat_template_kwargs", format!("it cannot set '{name}'")));
+                return Err(ApiError::invalid(
+                    "chat_template_kwargs",
+                    format!("it cannot set '{name}'"),
+                ));
             }
         }
         let add_generation_prompt = fields.boolean("add_generation_prompt")?.unwrap_or(true);
         Ok(Self { messages: Value::Array(messages), tools, template_kwargs, add_generation_prompt })
+    }
+
+    /// About how many bytes of work it is to render and tokenize this.
+    pub(crate) fn approximate_bytes(&self) -> usize {
+        weigh(&self.messages) + self.tools.as_ref().map_or(0, weigh)
+    }
+}
+
+fn weigh(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(weigh).sum(),
+        Value::Object(map) => map.iter().map(|(key, value)| key.len() + weigh(value)).sum(),
+        _ => 4,
     }
 }
 
@@ -56,7 +73,10 @@ fn check_message(at: &str, message: Value) -> Result<Value, ApiError> {
             "role" => {
                 role = value.as_str().filter(|role| ROLES.contains(role)).map(str::to_owned);
                 if role.is_none() {
-                    return Err(ApiError::invalid(place, format!("expected one of {}", ROLES.join(", "))));
+                    return Err(ApiError::invalid(
+                        place,
+                        format!("expected one of {}", ROLES.join(", ")),
+                    ));
                 }
                 checked.insert(name, value);
             }
@@ -91,6 +111,10 @@ fn check_message(at: &str, message: Value) -> Result<Value, ApiError> {
     if without_content && !(role == "assistant" && checked.contains_key("tool_calls")) {
         return Err(ApiError::missing(format!("{at}.content")));
     }
+    if without_content {
+        // Absent and null are the same to a client; a template sees one of them.
+        checked.insert("content".to_owned(), Value::Null);
+    }
     Ok(Value::Object(checked))
 }
 
@@ -105,18 +129,18 @@ fn join_content(at: &str, content: Value) -> Result<Value, ApiError> {
     for (index, part) in parts.into_iter().enumerate() {
         let place = format!("{at}[{index}]");
         let Value::Object(part) = part else { return Err(wrong_type(&place, "an object", &part)) };
-        let mut part = Fields::new(part);
+        let mut part = Fields::nested(part, &place);
         match part.string("type")?.as_deref() {
             Some("text") => {}
             Some(kind) => {
                 return Err(ApiError::unsupported(
-                    format!("{place}.type"),
+                    part.path("type"),
                     format!("parts of type '{kind}' are not supported yet, only 'text'"),
                 ));
             }
-            None => return Err(ApiError::missing(format!("{place}.type"))),
+            None => return Err(ApiError::missing(part.path("type"))),
         }
-        texts.push(part.string("text")?.ok_or_else(|| ApiError::missing(format!("{place}.text")))?);
+        texts.push(part.string("text")?.ok_or_else(|| ApiError::missing(part.path("text")))?);
         part.finish()?;
     }
     Ok(Value::String(texts.join("\n")))
@@ -147,9 +171,16 @@ fn take_tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
     for (index, tool) in tools.iter().enumerate() {
         let place = format!("tools[{index}]");
         if tool.get("type").and_then(Value::as_str) != Some("function") {
-            return Err(ApiError::unsupported(format!("{place}.type"), "only 'function' is supported"));
+            return Err(ApiError::unsupported(
+                format!("{place}.type"),
+                "only 'function' is supported",
+            ));
         }
-        if !tool.get("function").and_then(|function| function.get("name")).is_some_and(Value::is_string) {
+        if !tool
+            .get("function")
+            .and_then(|function| function.get("name"))
+            .is_some_and(Value::is_string)
+        {
             return Err(ApiError::missing(format!("{place}.function.name")));
         }
     }

@@ -62,7 +62,9 @@ impl ModelText {
             error.to_string()
         };
         let tokenizer = match &card.tokenizer {
-            Some(source) => Tokenizer::new(source).map(Arc::new).map_err(|error| log("tokenizer", error)),
+            Some(source) => {
+                Tokenizer::new(source).map(Arc::new).map_err(|error| log("tokenizer", error))
+            }
             None => Err("it has no tokenizer".to_owned()),
         };
         let template = match &card.chat_template {
@@ -127,7 +129,8 @@ impl Models {
             return self.find(name).await;
         }
         let snapshot = self.view.snapshot();
-        let mut names: Vec<&str> = snapshot.values().map(|member| member.served_name.as_str()).collect();
+        let mut names: Vec<&str> =
+            snapshot.values().map(|member| member.served_name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
         match names.as_slice() {
@@ -136,9 +139,11 @@ impl Models {
         }
     }
 
-    async fn served(&self, member: &Member) -> Result<Arc<Served>, ApiError> {
+    /// What one engine serves.
+    pub(crate) async fn served(&self, member: &Member) -> Result<Arc<Served>, ApiError> {
         let (cell, previous) = self.entry(member);
-        let served = cell.get_or_try_init(|| describe(member, previous, self.describe_timeout)).await?;
+        let served =
+            cell.get_or_try_init(|| describe(member, previous, self.describe_timeout)).await?;
         Ok(Arc::clone(served))
     }
 
@@ -148,9 +153,14 @@ impl Models {
         let known = entries.get(&member.id);
         if known.is_none_or(|entry| !Arc::ptr_eq(&entry.engine, &member.engine)) {
             let previous = known.and_then(|entry| {
-                entry.cell.get().map(|served| Arc::clone(&served.text)).or_else(|| entry.previous.clone())
+                entry
+                    .cell
+                    .get()
+                    .map(|served| Arc::clone(&served.text))
+                    .or_else(|| entry.previous.clone())
             });
-            let entry = Entry { engine: Arc::clone(&member.engine), cell: Arc::default(), previous };
+            let entry =
+                Entry { engine: Arc::clone(&member.engine), cell: Arc::default(), previous };
             entries.insert(member.id.clone(), entry);
             let snapshot = self.view.snapshot();
             entries.retain(|id, _| id == &member.id || snapshot.contains_key(id));
@@ -171,12 +181,12 @@ async fn describe(
     let limits = description.limits;
     let text = match previous.filter(|text| text.fingerprint == description.fingerprint) {
         Some(text) => text,
-        None => tokio::task::spawn_blocking(|| Arc::new(ModelText::new(description))).await.map_err(
-            |error| {
+        None => tokio::task::spawn_blocking(|| Arc::new(ModelText::new(description)))
+            .await
+            .map_err(|error| {
                 tracing::error!(%error, "building the tokenizer failed");
                 ApiError::internal("The model's tokenizer cannot be built")
-            },
-        )?,
+            })?,
     };
     let (name, engine) = (member.served_name.clone(), Arc::clone(&member.engine));
     Ok(Arc::new(Served { name, engine, text, limits, created: crate::stream::unix_seconds() }))
@@ -187,14 +197,19 @@ pub(crate) async fn list(State(app): State<App>) -> Response {
     let mut models: BTreeMap<String, Value> = BTreeMap::new();
     for member in app.view.snapshot().values() {
         let served = app.models.served(member).await.ok();
-        models.entry(member.served_name.clone()).or_insert_with(|| model_object(member, served.as_deref()));
+        models
+            .entry(member.served_name.clone())
+            .or_insert_with(|| model_object(member, served.as_deref()));
     }
     let data: Vec<Value> = models.into_values().collect();
     axum::Json(json!({"object": "list", "data": data})).into_response()
 }
 
 /// `GET /v1/models/{id}`.
-pub(crate) async fn get(State(app): State<App>, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub(crate) async fn get(
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
     let snapshot = app.view.snapshot();
     let member = snapshot.values().find(|member| member.served_name == id);
     let member = member.ok_or_else(|| ApiError::model_not_found(&id))?;

@@ -31,9 +31,11 @@ pub(crate) struct Options {
 impl Options {
     /// Takes the shared fields.
     pub(crate) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
-        let temperature = ranged(fields, "temperature", 1.0, "0 to 2", |t| (0.0..=2.0).contains(&t))?;
-        let top_p =
-            ranged(fields, "top_p", 1.0, "above 0 and up to 1", |p| p > 0.0 && p <= 1.0 && p as f32 > 0.0)?;
+        let temperature =
+            ranged(fields, "temperature", 1.0, "0 to 2", |t| (0.0..=2.0).contains(&t))?;
+        let top_p = ranged(fields, "top_p", 1.0, "above 0 and up to 1", |p| {
+            p > 0.0 && p <= 1.0 && p as f32 > 0.0
+        })?;
         let min_p = ranged(fields, "min_p", 0.0, "0 to 1", |p| (0.0..=1.0).contains(&p))?;
         // -1 and 0 both keep all tokens.
         let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?.unwrap_or(0).max(0);
@@ -76,7 +78,9 @@ fn ranged(
     match fields.number(name)? {
         None => Ok(default),
         Some(value) if accepts(value) => Ok(value),
-        Some(value) => Err(ApiError::invalid(name, format!("expected a number {range}, got {value}"))),
+        Some(value) => {
+            Err(ApiError::invalid(name, format!("expected a number {range}, got {value}")))
+        }
     }
 }
 
@@ -96,9 +100,10 @@ fn take_stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
             Value::String(text) if text.is_empty() => {
                 Err(ApiError::invalid("stop", "a stop string is not empty"))
             }
-            Value::String(text) if text.chars().count() > MAX_STOP_CHARS => {
-                Err(ApiError::invalid("stop", format!("a stop string has at most {MAX_STOP_CHARS} characters")))
-            }
+            Value::String(text) if text.chars().count() > MAX_STOP_CHARS => Err(ApiError::invalid(
+                "stop",
+                format!("a stop string has at most {MAX_STOP_CHARS} characters"),
+            )),
             Value::String(text) => Ok(text),
             other => Err(wrong_type("stop", "a string or an array of strings", &other)),
         })
@@ -110,11 +115,14 @@ fn take_include_usage(fields: &mut Fields, stream: bool) -> Result<bool, ApiErro
     if !stream {
         return Err(ApiError::invalid("stream_options", "it goes with \"stream\": true only"));
     }
-    let mut options = Fields::new(options);
+    let mut options = Fields::nested(options, "stream_options");
     let include_usage = options.boolean("include_usage")?.unwrap_or(false);
     // OpenAI pads chunks against observers of a network; off is the only way here.
     if options.boolean("include_obfuscation")?.unwrap_or(false) {
-        return Err(ApiError::unsupported("stream_options.include_obfuscation", "only false is supported"));
+        return Err(ApiError::unsupported(
+            options.path("include_obfuscation"),
+            "only false is supported",
+        ));
     }
     options.finish()?;
     Ok(include_usage)

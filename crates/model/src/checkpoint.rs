@@ -1,6 +1,7 @@
 //! A weight file on disk, opened and checked, and the way from it to a running model.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use oarlock_backend::Backend;
 use oarlock_types::{LoadProgress, ModelCard};
@@ -43,10 +44,10 @@ impl Checkpoint {
         card::read(&self.header)
     }
 
-    /// Hash of the file, hexadecimal.
-    pub fn hash(&self) -> Result<String, ModelError> {
-        hash::hash_file(&self.path)
-            .map_err(|source| ModelError::Io { path: self.path.clone(), source })
+    /// Hash of the file, hexadecimal. Ends early, with an error, once `stop` is set.
+    pub fn hash(&self, stop: &AtomicBool) -> Result<String, ModelError> {
+        let hash = hash::hash(self.mapping.file(), stop);
+        hash.map_err(|source| ModelError::Io { path: self.path.clone(), source })
     }
 
     /// Bytes of KV cache that one token takes in each layer's keys and values, in elements: layers ×

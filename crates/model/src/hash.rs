@@ -1,20 +1,31 @@
-//! The hash of a weight file, the part of a replica's fingerprint that names its weights.
+//! The hash of a file, the part of a replica's fingerprint that names its weights.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// BLAKE3 of the file, hexadecimal. Reads the file rather than its mapping, so that the pages do not
-/// count as resident memory.
-pub fn hash_file(path: &Path) -> std::io::Result<String> {
-    let mut file = File::open(path)?;
+/// BLAKE3 of the file, hexadecimal.
+pub fn hash_file(path: &Path) -> io::Result<String> {
+    hash(&File::open(path)?, &AtomicBool::new(false))
+}
+
+/// BLAKE3 of an open file, hexadecimal; an error once `stop` is set. Reads the file rather than a
+/// mapping of it, so that its pages do not count as resident memory.
+pub(crate) fn hash(file: &File, stop: &AtomicBool) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 1 << 20];
+    let mut offset = 0;
     loop {
-        let len = file.read(&mut buffer)?;
+        if stop.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let len = file.read_at(&mut buffer, offset)?;
         if len == 0 {
             return Ok(hasher.finalize().to_hex().to_string());
         }
         hasher.update(&buffer[..len]);
+        offset += len as u64;
     }
 }

@@ -10,6 +10,7 @@ use memmap2::{Mmap, UncheckedAdvice};
 /// A read-only mapping of a whole file.
 pub(crate) struct Mapping {
     map: Mmap,
+    file: File,
 }
 
 impl Mapping {
@@ -20,7 +21,12 @@ impl Mapping {
         // weights, a file that someone truncates while it is loaded can end the worker by SIGBUS; the
         // engine restarts it, and its fingerprint changes with the file.
         let map = unsafe { Mmap::map(&file)? };
-        Ok(Self { map })
+        Ok(Self { map, file })
+    }
+
+    /// The mapped file itself, whatever its name leads to by now.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
     }
 
     /// The file's bytes.

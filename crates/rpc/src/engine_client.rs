@@ -24,7 +24,9 @@ impl EngineClient {
     /// A client of the engine at `socket`; connects at the first call.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
-        Self { stub: Stub::new(socket::channel(socket)).max_decoding_message_size(MAX_MESSAGE_BYTES) }
+        Self {
+            stub: Stub::new(socket::channel(socket)).max_decoding_message_size(MAX_MESSAGE_BYTES),
+        }
     }
 }
 

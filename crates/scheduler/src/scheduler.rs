@@ -201,8 +201,9 @@ impl Scheduler {
         self.spare.put_sequence(sequence.tokens, sequence.table);
     }
 
-    /// Ends sequences whose deadline has come.
-    pub(crate) fn expire(&mut self, now: Tick, events: &mut Vec<Event>) {
+    /// Ends sequences whose deadline has come; [`Self::plan`] does it too. For callers that cannot plan
+    /// for a while.
+    pub fn expire(&mut self, now: Tick, events: &mut Vec<Event>) {
         if self.next_deadline.is_none_or(|next| now < next) {
             return;
         }

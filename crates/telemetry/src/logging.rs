@@ -32,7 +32,8 @@ pub fn init_logging(json: bool) -> Result<(), LoggingError> {
         Err(std::env::VarError::NotPresent) => DEFAULT_FILTER.to_owned(),
         Err(error) => return Err(LoggingError::Filter(error.to_string())),
     };
-    let filter = EnvFilter::try_new(filter).map_err(|error| LoggingError::Filter(error.to_string()))?;
+    let filter =
+        EnvFilter::try_new(filter).map_err(|error| LoggingError::Filter(error.to_string()))?;
     let builder = fmt().with_env_filter(filter).with_writer(io::stderr);
     let result = if json {
         builder.json().flatten_event(true).try_init()

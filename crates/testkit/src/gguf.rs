@@ -78,7 +78,8 @@ impl GgufWriter {
         let shape: Vec<u8> = dimensions.iter().flat_map(|size| size.to_le_bytes()).collect();
         let offset = (self.data.len() as u64).to_le_bytes();
         let rank = (dimensions.len() as u32).to_le_bytes();
-        self.tensors.extend([&string(name)[..], &rank, &shape, &kind.to_le_bytes(), &offset].concat());
+        self.tensors
+            .extend([&string(name)[..], &rank, &shape, &kind.to_le_bytes(), &offset].concat());
         self.num_tensors += 1;
         self.data.extend_from_slice(bytes);
         self.data.resize(self.data.len().next_multiple_of(ALIGNMENT), 0);
@@ -114,16 +115,31 @@ pub const TINY_CONTEXT: u32 = 1024;
 /// Writes a tiny Qwen2 model with random weights of several types: small enough that a test can
 /// compute with it in milliseconds, whole enough that every part of the system takes it.
 pub fn write_tiny_model(path: &Path, seed: u64) -> io::Result<()> {
-    std::fs::write(path, tiny_model(seed).finish())
+    std::fs::write(path, tiny_model(seed, None).finish())
 }
 
-/// The tiny model, for tests that want to spoil it.
-pub fn tiny_model(seed: u64) -> GgufWriter {
+/// The tiny model, except that computing this token gives NaN: a request with it in its prompt must
+/// fail, and fail alone.
+pub fn write_poisoned_tiny_model(path: &Path, seed: u64, poison: u32) -> io::Result<()> {
+    std::fs::write(path, tiny_model(seed, Some(poison)).finish())
+}
+
+fn tiny_model(seed: u64, poison: Option<u32>) -> GgufWriter {
     let mut random = Random(seed);
     let mut file = tiny_metadata(GgufWriter::default());
     let (heads, kv) = (u64::from(HEADS) * HEAD_DIM, u64::from(KV_HEADS) * HEAD_DIM);
-    file = file.tensor("token_embd.weight", &[HIDDEN, TINY_VOCABULARY], 1, &random.f16(HIDDEN * TINY_VOCABULARY));
-    file = file.tensor("output.weight", &[HIDDEN, TINY_VOCABULARY], 8, &random.q8_0(HIDDEN * TINY_VOCABULARY));
+    let mut embedding = random.f16(HIDDEN * TINY_VOCABULARY);
+    if let Some(poison) = poison {
+        let row = 2 * HIDDEN as usize;
+        embedding[poison as usize * row..][..row].fill(0xff);
+    }
+    file = file.tensor("token_embd.weight", &[HIDDEN, TINY_VOCABULARY], 1, &embedding);
+    file = file.tensor(
+        "output.weight",
+        &[HIDDEN, TINY_VOCABULARY],
+        8,
+        &random.q8_0(HIDDEN * TINY_VOCABULARY),
+    );
     file = file.tensor("output_norm.weight", &[HIDDEN], 0, &random.near_one(HIDDEN));
     for layer in 0..LAYERS {
         let name = |part: &str| format!("blk.{layer}.{part}");
@@ -142,7 +158,9 @@ pub fn tiny_model(seed: u64) -> GgufWriter {
         ] {
             file = file.tensor(&name(part), &[columns, rows], 8, &random.q8_0(columns * rows));
         }
-        for (part, columns, rows) in [("attn_v.weight", HIDDEN, kv), ("ffn_up.weight", HIDDEN, FEED_FORWARD)] {
+        for (part, columns, rows) in
+            [("attn_v.weight", HIDDEN, kv), ("ffn_up.weight", HIDDEN, FEED_FORWARD)]
+        {
             file = file.tensor(&name(part), &[columns, rows], 1, &random.f16(columns * rows));
         }
     }

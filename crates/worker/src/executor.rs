@@ -75,7 +75,7 @@ impl<B: Backend> Executor<B> {
         plan.release.iter().try_for_each(|slot| self.slots.release(*slot))?;
         plan.start.iter().try_for_each(|start| self.slots.start(start))?;
         plan.blocks.iter().try_for_each(|blocks| self.slots.append_blocks(blocks))?;
-        plan.chunks.iter().try_for_each(|chunk| self.slots.check(chunk))?;
+        plan.chunks.iter().try_for_each(|chunk| self.slots.check(chunk, plan.step))?;
         let (tokens, limit) = (plan.num_tokens(), self.limits.max_step_tokens as usize);
         if tokens > limit {
             return Err(PlanError::TooMany { what: "tokens", count: tokens, limit });

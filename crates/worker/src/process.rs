@@ -1,13 +1,14 @@
 //! The life of a worker process: bound to its engine, serving one socket.
 
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use oarlock_backend_cpu::{CpuConfig, InstructionSet};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::service::CpuWorker;
 
@@ -42,11 +43,23 @@ pub struct WorkerOptions {
 /// Runs a worker until its engine goes.
 pub async fn run(options: WorkerOptions) -> anyhow::Result<()> {
     end_with(options.engine_pid)?;
-    let listener = UnixListener::bind(&options.socket)
+    // A supervisor's SIGTERM to the whole service is for the engine, which drains; its workers must
+    // outlive that. Listening for the signals is what takes their effect away.
+    let _ignored = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let listener = listen(&options.socket)
         .with_context(|| format!("cannot listen on {}", options.socket.display()))?;
     let worker = Arc::new(CpuWorker::new(options.cpu));
     oarlock_rpc::serve_worker(worker, listener, std::future::pending()).await?;
     Ok(())
+}
+
+/// Listens under a name of its own first: the engine connects as soon as it sees the socket, and a
+/// bound socket that does not listen yet would refuse it.
+fn listen(socket: &Path) -> std::io::Result<UnixListener> {
+    let not_yet = socket.with_extension("new");
+    let listener = UnixListener::bind(&not_yet)?;
+    std::fs::rename(not_yet, socket)?;
+    Ok(listener)
 }
 
 /// Makes this process end with its engine, twice: the kernel kills it when the parent dies, even if

@@ -1,9 +1,11 @@
 //! The worker's side of the protocol: loads a model once, then executes plans on a thread of its own.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use futures::stream::{BoxStream, StreamExt as _};
 use oarlock_backend::{Backend, BackendLimits};
 use oarlock_backend_cpu::CpuBackend;
@@ -42,13 +44,15 @@ impl WorkerApi for CpuWorker {
         std::thread::spawn(move || {
             // A progress message that finds the queue full is dropped: the next one says more.
             let progress = |so_far| drop(events.try_send(Ok(LoadEvent::Progress(so_far))));
-            let last = match load(&model, limits, options, progress) {
-                Ok((executor, description)) => {
-                    *loaded.lock().unwrap_or_else(PoisonError::into_inner) = Some(executor);
-                    Ok(LoadEvent::Done(Box::new(description)))
-                }
-                Err(error) => Err(WorkerError::Failed(format!("{error:#}"))),
-            };
+            let attempt = catch_unwind(AssertUnwindSafe(|| load(&model, limits, options, progress)));
+            let last =
+                match attempt.unwrap_or_else(|_| Err(anyhow!("loading panicked; see the log"))) {
+                    Ok((executor, description)) => {
+                        *loaded.lock().unwrap_or_else(PoisonError::into_inner) = Some(executor);
+                        Ok(LoadEvent::Done(Box::new(description)))
+                    }
+                    Err(error) => Err(WorkerError::Failed(format!("{error:#}"))),
+                };
             // The engine may be gone; then nobody wants to know.
             drop(events.blocking_send(last));
         });
@@ -72,9 +76,9 @@ impl WorkerApi for CpuWorker {
 
 async fn forward(
     mut plans: BoxStream<'static, Result<StepPlan, WorkerError>>,
-    to_thread: mpsc::Sender<StepPlan>,
+    to_thread: mpsc::Sender<Result<StepPlan, WorkerError>>,
 ) {
-    while let Some(Ok(plan)) = plans.next().await {
+    while let Some(plan) = plans.next().await {
         if to_thread.send(plan).await.is_err() {
             return;
         }
@@ -83,12 +87,16 @@ async fn forward(
 
 fn execute_plans(
     mut executor: Box<dyn Execute>,
-    mut inbox: mpsc::Receiver<StepPlan>,
+    mut inbox: mpsc::Receiver<Result<StepPlan, WorkerError>>,
     outbox: &mpsc::Sender<Result<StepResult, WorkerError>>,
 ) {
     while let Some(plan) = inbox.blocking_recv() {
-        let result =
-            executor.execute(&plan).map_err(|error| WorkerError::Failed(error.to_string()));
+        let result = plan.and_then(|plan| {
+            let executed = catch_unwind(AssertUnwindSafe(|| executor.execute(&plan)));
+            let executed = executed
+                .map_err(|_| WorkerError::Failed("a step panicked; see the log".to_owned()))?;
+            executed.map_err(|error| WorkerError::Failed(error.to_string()))
+        });
         let failed = result.is_err();
         if outbox.blocking_send(result).is_err() || failed {
             return;
@@ -113,22 +121,26 @@ fn load(
         max_positions: limits.max_sequence_tokens as usize,
     };
     let mut backend = CpuBackend::new(options.config(), backend_limits)?;
+    // Hashed while it loads; a model that cannot be loaded does not wait for its hash.
+    let stop = AtomicBool::new(false);
     let (model, hash) = std::thread::scope(|scope| {
-        let hash = scope.spawn(|| checkpoint.hash());
+        let hash = scope.spawn(|| checkpoint.hash(&stop));
         let model = oarlock_model::load(
             &checkpoint,
             &mut backend,
             limits.num_blocks as usize,
             &mut progress,
         );
+        stop.store(model.is_err(), Ordering::Relaxed);
         (model, hash.join())
     });
+    let model = model?;
     let fingerprint = Fingerprint {
-        weights: hash.map_err(|_| anyhow::anyhow!("hashing the weights panicked"))??,
+        weights: hash.map_err(|_| anyhow!("hashing the weights panicked"))??,
         build: build_id()?,
         instruction_set: backend.instruction_set(),
     };
-    let (model, memory_bytes) = (model?, backend.memory_bytes());
+    let memory_bytes = backend.memory_bytes();
     let executor = Box::new(Executor::new(backend, model, limits));
     Ok((executor, WorkerDescription { card, fingerprint, limits, memory_bytes }))
 }

@@ -2,7 +2,7 @@
 
 use oarlock_backend::BlockTables;
 use oarlock_types::{
-    BLOCK_TOKENS, Chunk, NewBlocks, SamplingParams, SlotError, SlotId, SlotStart, TokenId,
+    BLOCK_TOKENS, Chunk, NewBlocks, SamplingParams, SlotError, SlotId, SlotStart, StepId, TokenId,
 };
 use thiserror::Error;
 
@@ -56,6 +56,8 @@ pub(crate) struct Sequence {
     /// Set once a step failed for this sequence alone; later chunks of it repeat the error.
     pub(crate) failed: Option<SlotError>,
     running: bool,
+    /// The last step that had a chunk of this sequence.
+    last_step: StepId,
 }
 
 /// All slots and their block tables.
@@ -95,6 +97,7 @@ impl Slots {
         sequence.sampling = start.sampling.clone();
         sequence.prompt_logprobs = start.prompt_logprobs;
         sequence.failed = None;
+        sequence.last_step = StepId(0);
         sequence.running = true;
         Ok(())
     }
@@ -119,15 +122,20 @@ impl Slots {
     }
 
     /// Checks that the chunk's tokens are known and its pages are there.
-    pub(crate) fn check(&self, chunk: &Chunk) -> Result<(), PlanError> {
+    pub(crate) fn check(&mut self, chunk: &Chunk, step: StepId) -> Result<(), PlanError> {
         let slot = chunk.slot;
         let wrong = |reason| Err(PlanError::Slot { slot, reason });
-        let sequence = self.running(slot)?;
+        self.running(slot)?;
+        let num_blocks = self.tables.get(slot).len();
+        let sequence = self.running_mut(slot)?;
+        if std::mem::replace(&mut sequence.last_step, step) == step {
+            return wrong("has two chunks in one step");
+        }
         let end = chunk.start as usize + chunk.len as usize;
         if chunk.len == 0 {
             return wrong("an empty chunk");
         }
-        if self.tables.get(slot).len() < end.div_ceil(BLOCK_TOKENS) {
+        if num_blocks < end.div_ceil(BLOCK_TOKENS) {
             return wrong("has no block for a planned token");
         }
         if sequence.failed.is_some() {

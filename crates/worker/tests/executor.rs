@@ -4,7 +4,7 @@
 
 use oarlock_backend::{BackendLimits, OracleBackend};
 use oarlock_model::{Checkpoint, load};
-use oarlock_testkit::{TINY_VOCABULARY, write_tiny_model};
+use oarlock_testkit::{TINY_VOCABULARY, write_poisoned_tiny_model};
 use oarlock_types::{
     BlockId, Chunk, Epoch, NewBlocks, SampledToken, SamplingParams, SlotError, SlotId, SlotStart,
     StepId, StepPlan, StepResult, TokenId, WorkerLimits,
@@ -19,6 +19,9 @@ const LIMITS: WorkerLimits = WorkerLimits {
     max_sequence_tokens: 128,
 };
 
+/// A token whose logits are NaN.
+const POISON: u32 = 255;
+
 /// An executor with the tiny model, and the step that is next.
 struct Harness {
     executor: Executor<OracleBackend>,
@@ -29,7 +32,7 @@ impl Harness {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiny.gguf");
-        write_tiny_model(&path, 1).unwrap();
+        write_poisoned_tiny_model(&path, 1, POISON).unwrap();
         let checkpoint = Checkpoint::open(&path).unwrap();
         let limits =
             BackendLimits { max_tokens: 64, max_gathered: 4, max_chunks: 2, max_positions: 128 };
@@ -163,9 +166,10 @@ fn prompt_scores_name_the_following_token_and_agree_in_any_chunking() {
 #[test]
 fn one_slot_fails_alone_and_stays_failed() {
     let mut harness = Harness::new();
-    let poison = SamplingParams { temperature: f32::NAN, ..seeded() };
+    let mut poisoned = prompt();
+    poisoned[7] = TokenId(POISON);
     let first = StepPlan {
-        start: vec![start(0, prompt(), poison), start(1, prompt(), seeded())],
+        start: vec![start(0, poisoned, seeded()), start(1, prompt(), seeded())],
         blocks: vec![blocks(0, [0, 1]), blocks(1, [2, 3])],
         chunks: vec![chunk(0, 0, 20, true), chunk(1, 0, 20, true)],
         ..StepPlan::default()
@@ -210,6 +214,10 @@ fn impossible_plans_are_refused() {
         (StepPlan { blocks: vec![blocks(0, [0; 9])], ..running() }, "more blocks"),
         (with_chunk(chunk(0, 0, 33, false)), "no block"),
         (with_chunk(chunk(0, 0, 0, false)), "empty chunk"),
+        (
+            StepPlan { chunks: vec![chunk(0, 0, 4, false), chunk(0, 4, 4, false)], ..running() },
+            "two chunks",
+        ),
         (with_chunk(chunk(0, 0, 21, false)), "not known"),
         (with_chunk(chunk(0, 0, 19, true)), "before its last token"),
         (with_chunk(Chunk { score_start: 5, score_end: 20, ..chunk(0, 4, 16, false) }), "outside"),

@@ -48,7 +48,7 @@ impl Lanes for Avx2 {
             let (limit, least) = (_mm256_set1_ps(F16_MAX), _mm256_set1_ps(-F16_MAX));
             for (value, at) in [(self.0, 0), (self.1, 8)] {
                 let value = _mm256_max_ps(least, _mm256_min_ps(limit, value));
-                let bits = _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(value);
+                let bits = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value);
                 _mm_storeu_si128(out.as_mut_ptr().add(at).cast(), bits);
             }
         }

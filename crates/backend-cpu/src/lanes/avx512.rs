@@ -87,7 +87,10 @@ impl Lanes for Avx512 {
         unsafe {
             let pairs = _mm512_loadu_si512(pairs.as_ptr().cast());
             let high = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
-            (Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs))), Self(_mm512_castsi512_ps(high)))
+            (
+                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs))),
+                Self(_mm512_castsi512_ps(high)),
+            )
         }
     }
 }

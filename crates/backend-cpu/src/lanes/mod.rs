@@ -11,7 +11,7 @@ mod portable;
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
-pub(crate) use portable::Portable;
+pub(crate) use portable::{Portable, f16_bits_to_f32, fused_multiply_add};
 
 use oarlock_sampler::math::{
     EXP_LN2_HIGH, EXP_LN2_LOW, EXP_LOG2_E, EXP_MAX, EXP_MIN, EXP_POLYNOMIAL, EXP_ROUND,
@@ -112,8 +112,8 @@ pub(crate) fn store_partial<L: Lanes>(lanes: L, out: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa::{Isa, multiversion};
     use crate::InstructionSet;
+    use crate::isa::{Isa, multiversion};
 
     #[inline(always)]
     fn everything<L: Lanes>(a: &[f32; LANES], b: &[f32; LANES], out: &mut Vec<u32>) {
@@ -123,8 +123,18 @@ mod tests {
         let pairs = a.map(f32::to_bits);
         let (even, odd) = L::bf16_pairs(&pairs);
         for value in [
-            x.add(y), x.sub(y), x.mul(y), x.div(y), x.mul_add(y, x), x.max(y),
-            x.select_less(y, x, y), exp(x), tanh(x), L::load_f16(&halves), even, odd,
+            x.add(y),
+            x.sub(y),
+            x.mul(y),
+            x.div(y),
+            x.mul_add(y, x),
+            x.max(y),
+            x.select_less(y, x, y),
+            exp(x),
+            tanh(x),
+            L::load_f16(&halves),
+            even,
+            odd,
         ] {
             let mut lanes = [0.0; LANES];
             value.store(&mut lanes);
@@ -142,8 +152,22 @@ mod tests {
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
         let special = [
-            0.0, -0.0, 1.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE, 1e-40,
-            65_503.0, 65_520.0, -70_000.0, 6e-8, 2e-8, -87.4, 88.5,
+            0.0,
+            -0.0,
+            1.0,
+            f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::MAX,
+            f32::MIN_POSITIVE,
+            1e-40,
+            65_503.0,
+            65_520.0,
+            -70_000.0,
+            6e-8,
+            2e-8,
+            -87.4,
+            88.5,
         ];
         let mut random = oarlock_backend::quant::SplitMix(3);
         for round in 0..500 {

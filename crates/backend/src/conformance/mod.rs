@@ -1,1 +1,116 @@
-//! Conformance.
+//! What every backend must do: values near the oracle's, and bits that depend on nothing but the row.
+//!
+//! A backend's tests call [`run_all`] with a way to make it. Failures panic with what differed.
+
+mod attention;
+mod linear;
+mod rows;
+mod sampling;
+mod steps;
+
+pub use steps::{Sequence, TestStep};
+
+use crate::quant::SplitMix;
+use crate::{Backend, BackendLimits, OracleBackend};
+
+/// How far a backend may be from the oracle, as the relative error of a whole result in the root
+/// mean square.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerances {
+    /// Linear layers with quantized weights.
+    pub quantized: f32,
+    /// Linear layers with float weights.
+    pub float: f32,
+    /// Attention, rotary embedding and cache.
+    pub attention: f32,
+    /// Everything else.
+    pub exact: f32,
+}
+
+impl Tolerances {
+    /// For int8 and bfloat16 activations and an f16 cache.
+    pub const REDUCED: Self = Self { quantized: 0.012, float: 0.006, attention: 2e-3, exact: 2e-6 };
+    /// For float32 throughout.
+    pub const FLOAT32: Self = Self { quantized: 1e-5, float: 1e-5, attention: 1e-5, exact: 2e-6 };
+}
+
+/// Makes a backend for limits.
+pub type Make<'a, B> = &'a dyn Fn(BackendLimits) -> B;
+
+/// The whole suite.
+pub fn run_all<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
+    linear::shapes(make, tolerances);
+    linear::fused_parts(make, tolerances);
+    linear::rows_are_independent(make);
+    linear::bad_weights_are_refused(make);
+    rows::embedding(make, tolerances);
+    rows::norm(make, tolerances);
+    rows::activations(make, tolerances);
+    attention::shapes(make, tolerances);
+    attention::chunks_do_not_matter(make);
+    attention::blocks_do_not_matter(make, tolerances);
+    attention::blocks_are_copied(make);
+    sampling::as_the_sampler(make);
+    sampling::tiles(make);
+}
+
+/// Limits for the suite's steps.
+#[must_use]
+pub fn limits() -> BackendLimits {
+    BackendLimits { max_tokens: 600, max_gathered: 40, max_chunks: 8, max_positions: 1200 }
+}
+
+/// Panics unless the relative root-mean-square error is within `tolerance`.
+fn assert_near(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}: number of values");
+    let mut error = 0.0;
+    let mut power = 0.0;
+    for (got, want) in got.iter().zip(want) {
+        error += f64::from(got - want).powi(2);
+        power += f64::from(*want).powi(2);
+    }
+    let relative = (error / power.max(1e-30)).sqrt();
+    assert!(
+        relative <= f64::from(tolerance),
+        "{what}: relative error {relative:e}, {tolerance:e} allowed"
+    );
+}
+
+/// Panics unless all bits agree.
+fn assert_same(got: &[f32], want: &[f32], what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}: number of values");
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        assert_eq!(got.to_bits(), want.to_bits(), "{what}: value {i} is {got} and was {want}");
+    }
+}
+
+/// Random activations: mostly small, some outliers, as a transformer has them.
+fn random_values(len: usize, seed: u64) -> Vec<f32> {
+    let mut random = SplitMix(seed);
+    (0..len)
+        .map(|_| {
+            let value = random.uniform() + random.uniform() + random.uniform();
+            if random.next().is_multiple_of(97) { value * 6.0 } else { value }
+        })
+        .collect()
+}
+
+fn oracle() -> OracleBackend {
+    OracleBackend::new(limits())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oracle_conforms() {
+        run_all(&OracleBackend::new, &Tolerances::FLOAT32);
+    }
+
+    #[test]
+    #[should_panic(expected = "relative error")]
+    fn errors_are_found() {
+        assert_near(&[1.0, 2.1], &[1.0, 2.0], 1e-3, "test");
+    }
+}

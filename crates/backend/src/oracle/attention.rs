@@ -8,7 +8,12 @@ use super::ops::dot;
 use super::{OracleKvCache, OracleRotary};
 
 /// Rotates queries and keys of one row.
-pub(super) fn rotate(qkv: &mut [f32], rotary: &OracleRotary, params: &AttentionParams, position: usize) {
+pub(super) fn rotate(
+    qkv: &mut [f32],
+    rotary: &OracleRotary,
+    params: &AttentionParams,
+    position: usize,
+) {
     let half = rotary.half;
     assert_eq!(2 * half, params.head_dim, "rotary covers whole heads");
     let rotated = (params.num_heads + params.num_kv_heads) * params.head_dim;
@@ -18,7 +23,8 @@ pub(super) fn rotate(qkv: &mut [f32], rotary: &OracleRotary, params: &AttentionP
                 RotaryStyle::Half => (pair, pair + half),
                 RotaryStyle::Interleaved => (2 * pair, 2 * pair + 1),
             };
-            let (cos, sin) = (rotary.cos[position * half + pair], rotary.sin[position * half + pair]);
+            let (cos, sin) =
+                (rotary.cos[position * half + pair], rotary.sin[position * half + pair]);
             let (a, b) = (head[i], head[j]);
             head[i] = a * cos - b * sin;
             head[j] = b * cos + a * sin;
@@ -31,9 +37,13 @@ impl OracleKvCache {
     fn at(&self, layer: usize, table: &[u32], position: usize, head: usize) -> [usize; 2] {
         let block = table[position / BLOCK_TOKENS] as usize;
         assert!(block < self.shape.num_blocks, "block of the cache");
-        let token = (layer * self.shape.num_blocks + block) * BLOCK_TOKENS + position % BLOCK_TOKENS;
+        let token =
+            (layer * self.shape.num_blocks + block) * BLOCK_TOKENS + position % BLOCK_TOKENS;
         let first = token * 2 * self.shape.num_kv_heads;
-        [(first + head) * self.shape.head_dim, (first + self.shape.num_kv_heads + head) * self.shape.head_dim]
+        [
+            (first + head) * self.shape.head_dim,
+            (first + self.shape.num_kv_heads + head) * self.shape.head_dim,
+        ]
     }
 }
 
@@ -67,7 +77,8 @@ pub(super) fn attend(
 ) {
     let width = params.head_dim;
     let group = params.num_heads / params.num_kv_heads;
-    let first = params.sliding_window.map_or(0, |window| (position + 1).saturating_sub(window as usize));
+    let first =
+        params.sliding_window.map_or(0, |window| (position + 1).saturating_sub(window as usize));
     for head in 0..params.num_heads {
         let query = &qkv[head * width..][..width];
         let mut scores = Vec::with_capacity(position + 1 - first);

@@ -12,8 +12,8 @@ use crate::outcome::{OutcomeScratch, row_outcome};
 use crate::quant::dequantize_row;
 use crate::record::StepRecord;
 use crate::{
-    Activation, AttentionParams, Backend, BackendError, BackendLimits, InnerSplit, KvCacheShape, RotaryStyle,
-    RowResult, RowSet, StepInput, WeightKind, WeightView,
+    Activation, AttentionParams, Backend, BackendError, BackendLimits, InnerSplit, KvCacheShape,
+    RotaryStyle, RowResult, RowSet, StepInput, WeightKind, WeightView,
 };
 
 /// The scalar reference.
@@ -105,9 +105,14 @@ impl OracleBackend {
 pub fn check_view(view: &WeightView<'_>) -> Result<(), BackendError> {
     let fail = |reason: String| BackendError::Weight { name: view.name.to_owned(), reason };
     let row_bytes = view.kind.row_bytes(view.columns).ok_or_else(|| {
-        fail(format!("{} columns are not whole blocks of {}", view.columns, view.kind.block_values()))
+        fail(format!(
+            "{} columns are not whole blocks of {}",
+            view.columns,
+            view.kind.block_values()
+        ))
     })?;
-    let expected = row_bytes.checked_mul(view.rows).ok_or_else(|| fail("its size overflows".to_owned()))?;
+    let expected =
+        row_bytes.checked_mul(view.rows).ok_or_else(|| fail("its size overflows".to_owned()))?;
     if view.data.len() != expected {
         return Err(fail(format!("{} bytes where its shape needs {expected}", view.data.len())));
     }
@@ -127,8 +132,12 @@ pub fn check_parts(parts: &[WeightView<'_>], split: InnerSplit) -> Result<usize,
         if part.columns != columns {
             return fail(format!("{} columns where its siblings have {columns}", part.columns));
         }
-        if !split.segments.is_power_of_two() || split.segments > 8 || columns % split.segments != 0 {
-            return fail(format!("{columns} columns cannot be cut into {} segments", split.segments));
+        if !split.segments.is_power_of_two() || split.segments > 8 || columns % split.segments != 0
+        {
+            return fail(format!(
+                "{columns} columns cannot be cut into {} segments",
+                split.segments
+            ));
         }
         if part.kind.is_quantized() && !(columns / split.segments).is_multiple_of(32) {
             let width = columns / split.segments;
@@ -141,7 +150,8 @@ pub fn check_parts(parts: &[WeightView<'_>], split: InnerSplit) -> Result<usize,
 impl StoredMatrix {
     fn row(&self, row: usize, out: &mut [f32]) {
         let bytes = self.data.len() / self.rows;
-        dequantize_row(self.kind, &self.data[row * bytes..][..bytes], out).expect("checked when stored");
+        dequantize_row(self.kind, &self.data[row * bytes..][..bytes], out)
+            .expect("checked when stored");
     }
 }
 
@@ -161,7 +171,11 @@ impl Backend for OracleBackend {
         self.limits
     }
 
-    fn pack_linear(&mut self, parts: &[WeightView<'_>], split: InnerSplit) -> Result<OracleWeight, BackendError> {
+    fn pack_linear(
+        &mut self,
+        parts: &[WeightView<'_>],
+        split: InnerSplit,
+    ) -> Result<OracleWeight, BackendError> {
         let columns = check_parts(parts, split)?;
         let parts = parts.iter().map(|part| self.store(part)).collect::<Result<_, _>>()?;
         Ok(OracleWeight { parts, columns, segments: split.segments })
@@ -265,7 +279,12 @@ impl Backend for OracleBackend {
         }
     }
 
-    fn gated_activation(&mut self, out: &mut OracleTensor, gate_up: &OracleTensor, activation: Activation) {
+    fn gated_activation(
+        &mut self,
+        out: &mut OracleTensor,
+        gate_up: &OracleTensor,
+        activation: Activation,
+    ) {
         for row in 0..self.rows(gate_up.rows) {
             ops::gated_activation(out.row_mut(row), gate_up.row(row), activation);
         }
@@ -322,9 +341,14 @@ impl OracleTensor {
 
 /// `[position, pair]` cosines and sines times `scale`: the angle is the float32 product of position
 /// and inverse frequency, its cosine and sine are taken in float64 and rounded.
-pub fn rotary_tables(inverse_frequencies: &[f32], scale: f32, positions: usize) -> (Vec<f32>, Vec<f32>) {
-    let angles = (0..positions)
-        .flat_map(|position| inverse_frequencies.iter().map(move |f| f64::from(position as f32 * f)));
+pub fn rotary_tables(
+    inverse_frequencies: &[f32],
+    scale: f32,
+    positions: usize,
+) -> (Vec<f32>, Vec<f32>) {
+    let angles = (0..positions).flat_map(|position| {
+        inverse_frequencies.iter().map(move |f| f64::from(position as f32 * f))
+    });
     let scale = f64::from(scale);
     angles.map(|angle| ((angle.cos() * scale) as f32, (angle.sin() * scale) as f32)).unzip()
 }

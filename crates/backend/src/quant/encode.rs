@@ -11,8 +11,12 @@ pub fn encode_row(kind: WeightKind, values: &[f32]) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     match kind {
         WeightKind::F32 => bytes.extend(values.iter().flat_map(|v| v.to_le_bytes())),
-        WeightKind::F16 => bytes.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes())),
-        WeightKind::Bf16 => bytes.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes())),
+        WeightKind::F16 => {
+            bytes.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()))
+        }
+        WeightKind::Bf16 => {
+            bytes.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()))
+        }
         WeightKind::Q4_0 => values.chunks(32).for_each(|block| {
             let (d, quants) = round_block(block, 8);
             bytes.extend(d.to_le_bytes());
@@ -88,7 +92,10 @@ pub struct SplitMix(pub u64);
 
 impl SplitMix {
     /// 64 random bits.
-    #[expect(clippy::should_implement_trait, reason = "an endless generator is no iterator of options")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an endless generator is no iterator of options"
+    )]
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);

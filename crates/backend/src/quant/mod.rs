@@ -148,7 +148,8 @@ mod tests {
 
     #[test]
     fn encoding_is_close() {
-        let values: Vec<f32> = (0..512).map(|i| ((i * 37 % 101) as f32 / 50.0 - 1.0) * 0.1).collect();
+        let values: Vec<f32> =
+            (0..512).map(|i| ((i * 37 % 101) as f32 / 50.0 - 1.0) * 0.1).collect();
         for (kind, tolerance) in
             [(WeightKind::Q4_0, 0.008), (WeightKind::Q5_0, 0.004), (WeightKind::Q8_0, 0.0005)]
         {

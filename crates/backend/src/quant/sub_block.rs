@@ -54,7 +54,9 @@ pub fn sub_block(kind: WeightKind, row: &[u8], index: usize) -> SubBlock {
         WeightKind::Q4K => q4_k(block, sub),
         WeightKind::Q5K => q5_k(block, sub),
         WeightKind::Q6K => q6_k(block, sub),
-        WeightKind::F32 | WeightKind::F16 | WeightKind::Bf16 => panic!("{kind:?} has no sub-blocks"),
+        WeightKind::F32 | WeightKind::F16 | WeightKind::Bf16 => {
+            panic!("{kind:?} has no sub-blocks")
+        }
     }
 }
 

@@ -27,7 +27,8 @@ type Scenario = (&'static str, fn(&Server));
 fn questions_to_one_server() {
     let Some((_turn, model)) = turn() else { return };
     let server = Server::start(&ServerOptions::new(model).args(["--served-name", "demo"])).unwrap();
-    let scenarios: Vec<Scenario> = [reference::SCENARIOS, api::SCENARIOS, python::SCENARIOS].concat();
+    let scenarios: Vec<Scenario> =
+        [reference::SCENARIOS, api::SCENARIOS, python::SCENARIOS].concat();
     let mut failed = Vec::new();
     for (name, scenario) in scenarios {
         eprintln!("scenario {name}");

@@ -42,8 +42,9 @@ fn a_storm_changes_no_answer() {
     write_tiny_model(&model, 7).unwrap();
     let options = ServerOptions::new(&model).args(["--served-name", "tiny", "--threads", "1"]);
     let calm = Server::start(&options).unwrap();
-    let expected: Vec<_> =
-        (0..REQUESTS).map(|index| choice(&calm.post("/v1/completions", &request(index)).ok_json())).collect();
+    let expected: Vec<_> = (0..REQUESTS)
+        .map(|index| choice(&calm.post("/v1/completions", &request(index)).ok_json()))
+        .collect();
     drop(calm);
 
     let tight = ["--kv-cache-tokens", "640", "--step-tokens", "48", "--max-seqs", "8"];

@@ -63,7 +63,7 @@ fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
             format!("{} heads do not divide among {} key heads", spec.num_heads, spec.num_kv_heads);
         return Err(ModelError::metadata("attention.head_count_kv", reason));
     }
-    if !spec.head_dim.is_multiple_of(16) || spec.head_dim > 256 {
+    if !spec.head_dim.is_multiple_of(16) || !(16..=256).contains(&spec.head_dim) {
         let reason = format!("{} is not a multiple of 16 up to 256", spec.head_dim);
         return Err(ModelError::metadata("attention.key_length", reason));
     }

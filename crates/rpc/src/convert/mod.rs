@@ -17,6 +17,9 @@ pub enum ConvertError {
     /// A field that must be there is not.
     #[error("field {0} is missing")]
     Missing(&'static str),
+    /// A field is NaN, infinite or negative.
+    #[error("field {0} is not a finite number from 0 up")]
+    NotAFactor(&'static str),
     /// A field has a value outside its range.
     #[error("field {field} has the impossible value {value}")]
     OutOfRange {

@@ -23,6 +23,13 @@ impl TryFrom<p::SamplingParams> for t::SamplingParams {
     type Error = ConvertError;
 
     fn try_from(params: p::SamplingParams) -> Result<Self, ConvertError> {
+        let factors =
+            [("temperature", params.temperature), ("top_p", params.top_p), ("min_p", params.min_p)];
+        if let Some((field, _)) =
+            factors.iter().find(|(_, value)| !(value.is_finite() && *value >= 0.0))
+        {
+            return Err(ConvertError::NotAFactor(field));
+        }
         Ok(Self {
             temperature: params.temperature,
             top_k: params.top_k,

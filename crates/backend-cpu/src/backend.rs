@@ -1,0 +1,481 @@
+//! `CpuBackend`: the operations, each over all threads.
+
+use std::ops::Range;
+
+use oarlock_backend::oracle::{check_view, rotary_tables};
+use oarlock_backend::quant::dequantize_row;
+use oarlock_backend::{
+    Activation, AttentionParams, Backend, BackendError, BackendLimits, InnerSplit, KvCacheShape,
+    OutcomeScratch, RotaryStyle, RowResult, RowSet, StepInput, StepRecord, WeightKind, WeightView,
+};
+use oarlock_types::{BLOCK_TOKENS, SlotError};
+
+use crate::InstructionSet;
+use crate::activation::gated_activation;
+use crate::attention::{CpuKvCache, HeadGroup, PartState, attend, join_parts};
+use crate::buffer::{AlignedBuffer, SharedSlice};
+use crate::isa::Isa;
+use crate::linear::{ActivationBuffers, LinearCall, linear};
+use crate::norm::add_rms_norm;
+use crate::pack::CpuWeight;
+use crate::rotary::{CpuRotary, rotate_head};
+use crate::sample::sample_row;
+use crate::threads::{ThreadPool, share};
+
+/// Values below which a row-wise operation runs on the caller's thread alone.
+const ALONE: usize = 8 * 1024;
+
+/// How the backend uses the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuConfig {
+    /// Threads, the caller's included; at least 1.
+    pub threads: usize,
+    /// `None` takes the fastest there is.
+    pub instruction_set: Option<InstructionSet>,
+}
+
+/// The CPU as a device.
+#[derive(Debug)]
+pub struct CpuBackend {
+    isa: Isa,
+    limits: BackendLimits,
+    pool: ThreadPool,
+    activations: ActivationBuffers,
+    step: StepRecord,
+    tile: Range<usize>,
+    results: Vec<RowResult>,
+    scratch: Vec<OutcomeScratch>,
+    /// First failure of the step.
+    failure: Option<String>,
+    memory_bytes: u64,
+}
+
+/// Activations, `[rows, width]`.
+#[derive(Debug)]
+pub struct CpuTensor {
+    rows: RowSet,
+    width: usize,
+    values: AlignedBuffer<f32>,
+}
+
+/// An embedding table as it was stored.
+#[derive(Debug)]
+pub struct CpuTable {
+    kind: WeightKind,
+    columns: usize,
+    row_bytes: usize,
+    data: AlignedBuffer<u8>,
+}
+
+/// A float32 vector.
+#[derive(Debug)]
+pub struct CpuVector {
+    values: AlignedBuffer<f32>,
+}
+
+impl CpuBackend {
+    /// A backend with its own threads and workspace.
+    pub fn new(config: CpuConfig, limits: BackendLimits) -> Result<Self, BackendError> {
+        let set = config.instruction_set.unwrap_or_else(InstructionSet::detect);
+        let isa = Isa::new(set).ok_or_else(|| {
+            BackendError::Device(format!("this machine has no {set} instructions"))
+        })?;
+        if config.threads == 0 {
+            return Err(BackendError::Device("at least one thread is needed".to_owned()));
+        }
+        let pool = ThreadPool::new(config.threads)
+            .map_err(|error| BackendError::Device(format!("cannot start threads: {error}")))?;
+        let scratch =
+            std::iter::repeat_with(OutcomeScratch::default).take(config.threads).collect();
+        Ok(Self {
+            isa,
+            limits,
+            pool,
+            activations: ActivationBuffers::new(limits.max_tokens.max(limits.max_gathered))?,
+            step: StepRecord::with_limits(&limits),
+            tile: 0..0,
+            results: Vec::with_capacity(limits.max_tokens + limits.max_chunks),
+            scratch,
+            failure: None,
+            memory_bytes: 0,
+        })
+    }
+
+    /// Threads, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    fn rows(&self, set: RowSet) -> usize {
+        match set {
+            RowSet::Tokens => self.step.num_rows(),
+            RowSet::Gathered => self.tile.len(),
+        }
+    }
+
+    /// Remembers the first failure of a step.
+    fn check(&mut self, result: Result<(), String>) {
+        if let Err(message) = result {
+            self.failure.get_or_insert(message);
+        }
+    }
+
+    /// Runs `job(row)` for every row, on all threads where `values` are many.
+    fn for_rows(&mut self, rows: usize, values: usize, job: &(dyn Fn(usize) + Sync)) {
+        if values <= ALONE {
+            (0..rows).for_each(job);
+            return;
+        }
+        let threads = self.pool.threads();
+        let result = self.pool.run(&|thread| share(rows, thread, threads).for_each(job));
+        self.check(result);
+    }
+}
+
+impl CpuTensor {
+    fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.width..][..self.width]
+    }
+}
+
+/// One row of a tensor that threads share by rows.
+///
+/// # Safety
+/// No other reference to the row exists, and the tensor lives.
+unsafe fn row_of<'a>(tensor: &SharedSlice<f32>, width: usize, row: usize) -> &'a mut [f32] {
+    // SAFETY: by the caller's promise; the lifetime is bounded by the job that the caller runs.
+    unsafe { std::mem::transmute(tensor.range(row * width..(row + 1) * width)) }
+}
+
+impl Backend for CpuBackend {
+    type Tensor = CpuTensor;
+    type Weight = CpuWeight;
+    type Table = CpuTable;
+    type Vector = CpuVector;
+    type Rotary = CpuRotary;
+    type KvCache = CpuKvCache;
+
+    fn instruction_set(&self) -> String {
+        format!("cpu-{}", self.isa.get())
+    }
+
+    fn limits(&self) -> BackendLimits {
+        self.limits
+    }
+
+    fn pack_linear(
+        &mut self,
+        parts: &[WeightView<'_>],
+        split: InnerSplit,
+    ) -> Result<CpuWeight, BackendError> {
+        let weight = CpuWeight::pack(parts, split, &mut self.pool)?;
+        self.memory_bytes += weight.bytes();
+        self.memory_bytes -= self.activations.bytes();
+        self.activations.reserve(&weight)?;
+        self.memory_bytes += self.activations.bytes();
+        Ok(weight)
+    }
+
+    fn pack_table(&mut self, table: &WeightView<'_>) -> Result<CpuTable, BackendError> {
+        check_view(table)?;
+        let mut data = AlignedBuffer::zeroed(table.data.len(), table.name)?;
+        data.copy_from_slice(table.data);
+        self.memory_bytes += data.bytes();
+        let row_bytes = table.data.len() / table.rows;
+        Ok(CpuTable { kind: table.kind, columns: table.columns, row_bytes, data })
+    }
+
+    fn vector(&mut self, values: &[f32]) -> Result<CpuVector, BackendError> {
+        let mut copy = AlignedBuffer::zeroed(values.len(), "a vector")?;
+        copy.copy_from_slice(values);
+        self.memory_bytes += copy.bytes();
+        Ok(CpuVector { values: copy })
+    }
+
+    fn tensor(&mut self, rows: RowSet, width: usize) -> Result<CpuTensor, BackendError> {
+        let max_rows = match rows {
+            RowSet::Tokens => self.limits.max_tokens,
+            RowSet::Gathered => self.limits.max_gathered,
+        };
+        let values = AlignedBuffer::zeroed(max_rows.saturating_mul(width), "activations")?;
+        self.memory_bytes += values.bytes();
+        Ok(CpuTensor { rows, width, values })
+    }
+
+    fn rotary(
+        &mut self,
+        inverse_frequencies: &[f32],
+        scale: f32,
+        style: RotaryStyle,
+    ) -> Result<CpuRotary, BackendError> {
+        let (cos, sin) = rotary_tables(inverse_frequencies, scale, self.limits.max_positions);
+        self.memory_bytes += 8 * cos.len() as u64;
+        Ok(CpuRotary { style, half: inverse_frequencies.len(), cos, sin })
+    }
+
+    fn kv_cache(&mut self, shape: KvCacheShape) -> Result<CpuKvCache, BackendError> {
+        let cache = CpuKvCache::new(shape)?;
+        self.memory_bytes += cache.bytes();
+        Ok(cache)
+    }
+
+    fn begin_step(&mut self, input: &StepInput<'_>) {
+        assert!(input.tokens.len() <= self.limits.max_tokens, "rows within the limits");
+        self.step.set(input);
+        self.tile = 0..0;
+        self.results.clear();
+        self.failure = None;
+    }
+
+    fn embed(&mut self, out: &mut CpuTensor, table: &CpuTable, scale: f32) {
+        assert_eq!(out.width, table.columns, "width of the table");
+        let rows = self.step.num_rows();
+        let width = out.width;
+        let shared = SharedSlice::new(&mut out.values);
+        let step = std::mem::take(&mut self.step);
+        self.for_rows(rows, rows * width, &|row| {
+            // SAFETY: each row is written by one thread.
+            let out = unsafe { row_of(&shared, width, row) };
+            let first = step.tokens()[row].index() * table.row_bytes;
+            dequantize_row(table.kind, &table.data[first..][..table.row_bytes], out)
+                .expect("a checked table");
+            out.iter_mut().for_each(|value| *value *= scale);
+        });
+        self.step = step;
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        out: &mut CpuTensor,
+        residual: &mut CpuTensor,
+        delta: Option<&CpuTensor>,
+        weight: &CpuVector,
+        eps: f32,
+    ) {
+        let rows = self.rows(residual.rows);
+        let width = residual.width;
+        assert_eq!(out.width, width, "width of the norm");
+        let isa = self.isa;
+        let out = SharedSlice::new(&mut out.values);
+        let residual = SharedSlice::new(&mut residual.values);
+        self.for_rows(rows, rows * width, &|row| {
+            // SAFETY: each row is written by one thread.
+            let (out, residual) =
+                unsafe { (row_of(&out, width, row), row_of(&residual, width, row)) };
+            add_rms_norm(
+                isa,
+                out,
+                residual,
+                delta.map(|delta| delta.row(row)),
+                &weight.values,
+                eps,
+            );
+        });
+    }
+
+    fn linear(
+        &mut self,
+        out: &mut CpuTensor,
+        input: &CpuTensor,
+        weight: &CpuWeight,
+        bias: Option<&CpuVector>,
+    ) {
+        let rows = self.rows(input.rows);
+        assert_eq!(
+            (input.width, out.width),
+            (weight.columns, weight.outputs),
+            "shape of the layer"
+        );
+        let call = LinearCall {
+            weight,
+            bias: bias.map(|bias| &bias.values[..]),
+            input: &input.values[..rows * input.width],
+            out: &mut out.values[..rows * out.width],
+            rows,
+        };
+        let result = linear(self.isa, &mut self.pool, &mut self.activations, call);
+        self.check(result);
+    }
+
+    fn rotary_kv_write(
+        &mut self,
+        qkv: &mut CpuTensor,
+        cache: &mut CpuKvCache,
+        layer: usize,
+        rotary: &CpuRotary,
+        params: &AttentionParams,
+    ) {
+        let (dim, kv_heads) = (params.head_dim, params.num_kv_heads);
+        assert_eq!(qkv.width, (params.num_heads + 2 * kv_heads) * dim, "width of qkv");
+        assert_eq!(2 * rotary.half, dim, "rotary covers whole heads");
+        let rotated = params.num_heads + kv_heads;
+        for row in 0..self.step.num_rows() {
+            let position = self.step.position(row);
+            let values = &mut qkv.values[row * qkv.width..][..qkv.width];
+            for head in values[..rotated * dim].chunks_exact_mut(dim) {
+                rotate_head(self.isa, rotary.style, head, rotary.at(position));
+            }
+            let block = self.step.table(row)[position / BLOCK_TOKENS];
+            let (keys, values) = values[params.num_heads * dim..].split_at(kv_heads * dim);
+            for (head, key_value) in
+                keys.chunks_exact(dim).zip(values.chunks_exact(dim)).enumerate()
+            {
+                cache.write(self.isa, (layer, block, head), position % BLOCK_TOKENS, key_value);
+            }
+        }
+    }
+
+    fn paged_attention(
+        &mut self,
+        out: &mut CpuTensor,
+        qkv: &CpuTensor,
+        cache: &CpuKvCache,
+        layer: usize,
+        params: &AttentionParams,
+    ) {
+        let (dim, kv_heads) = (params.head_dim, params.num_kv_heads);
+        let per_kv = params.num_heads / kv_heads;
+        assert_eq!(out.width, params.num_heads * dim, "width of the attention output");
+        let width = out.width;
+        let shared = SharedSlice::new(&mut out.values);
+        let isa = self.isa;
+        let step = &self.step;
+        let tasks = step.num_rows() * kv_heads;
+        let threads = self.pool.threads();
+        let job = |task: usize| {
+            let (row, kv_head) = (task / kv_heads, task % kv_heads);
+            let position = step.position(row);
+            let window = params.sliding_window.map_or(usize::MAX, |window| window as usize);
+            let group = HeadGroup {
+                cache,
+                layer,
+                kv_head,
+                table: step.table(row),
+                visible: ((position + 1).saturating_sub(window), position + 1),
+                scale: params.scale,
+                soft_cap: params.soft_cap,
+                head_dim: dim,
+            };
+            let first = kv_head * per_kv * dim;
+            let queries = &qkv.row(row)[first..first + per_kv * dim];
+            let at = row * width + first;
+            // SAFETY: each task writes its own heads of its own row.
+            let out = unsafe { shared.range(at..at + per_kv * dim) };
+            attend_all_parts(isa, &group, queries, out);
+        };
+        // Tasks of late rows are longer: deal them out in turn.
+        let result = self.pool.run(&|thread| (thread..tasks).step_by(threads).for_each(job));
+        self.check(result);
+    }
+
+    fn gated_activation(
+        &mut self,
+        out: &mut CpuTensor,
+        gate_up: &CpuTensor,
+        activation: Activation,
+    ) {
+        let rows = self.rows(gate_up.rows);
+        let width = out.width;
+        let shared = SharedSlice::new(&mut out.values);
+        let isa = self.isa;
+        self.for_rows(rows, rows * width, &|row| {
+            // SAFETY: each row is written by one thread.
+            let out = unsafe { row_of(&shared, width, row) };
+            gated_activation(isa, out, gate_up.row(row), activation);
+        });
+    }
+
+    fn gather(&mut self, out: &mut CpuTensor, input: &CpuTensor, tile: Range<usize>) {
+        assert!(tile.len() <= self.limits.max_gathered, "a tile fits the workspace");
+        assert_eq!(out.width, input.width, "width of the gathered rows");
+        let width = out.width;
+        for (to, wanted) in self.step.logit_rows()[tile.clone()].iter().enumerate() {
+            out.values[to * width..][..width].copy_from_slice(input.row(wanted.row as usize));
+        }
+        self.tile = tile;
+    }
+
+    fn sample(&mut self, logits: &CpuTensor) {
+        let first = self.results.len();
+        let pending = RowResult { outcome: Err(SlotError::InvalidLogits) };
+        self.results.resize(first + self.tile.len(), pending);
+        let wanted = &self.step.logit_rows()[self.tile.clone()];
+        let results = SharedSlice::new(&mut self.results[first..]);
+        let scratch = SharedSlice::new(&mut self.scratch);
+        let isa = self.isa;
+        let threads = self.pool.threads();
+        let result = self.pool.run(&|thread| {
+            // SAFETY: each thread has its own scratch memory.
+            let scratch = unsafe { &mut scratch.range(thread..thread + 1)[0] };
+            for row in share(wanted.len(), thread, threads) {
+                // SAFETY: each row is sampled by one thread.
+                let result = unsafe { &mut results.range(row..row + 1)[0] };
+                sample_row(isa, logits.row(row), &wanted[row], scratch, result);
+            }
+        });
+        self.check(result);
+    }
+
+    fn copy_blocks(&mut self, cache: &mut CpuKvCache, pairs: &[(u32, u32)]) {
+        cache.copy_blocks(pairs);
+    }
+
+    fn finish_step(&mut self, results: &mut Vec<RowResult>) -> Result<(), BackendError> {
+        results.clear();
+        if let Some(message) = self.failure.take() {
+            self.results.clear();
+            return Err(BackendError::Device(message));
+        }
+        results.append(&mut self.results);
+        Ok(())
+    }
+
+    fn read(&mut self, tensor: &CpuTensor) -> Vec<f32> {
+        tensor.values[..self.rows(tensor.rows) * tensor.width].to_vec()
+    }
+
+    fn write(&mut self, tensor: &mut CpuTensor, values: &[f32]) {
+        let len = self.rows(tensor.rows) * tensor.width;
+        tensor.values[..len].copy_from_slice(values);
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+}
+
+/// Heads of one task at most: one set of queries with its states on the stack.
+const MAX_HEADS: usize = 8;
+/// Width of a head at most.
+const MAX_HEAD_DIM: usize = 256;
+
+/// All parts in order, joined, for the query heads of one key/value head of one row.
+fn attend_all_parts(isa: Isa, group: &HeadGroup<'_>, queries: &[f32], out: &mut [f32]) {
+    let dim = group.head_dim;
+    assert!(dim <= MAX_HEAD_DIM && dim.is_multiple_of(16), "width of a head");
+    let mut next_out = [0.0; MAX_HEADS * MAX_HEAD_DIM];
+    for (queries, out) in queries.chunks(MAX_HEADS * dim).zip(out.chunks_mut(MAX_HEADS * dim)) {
+        let heads = queries.len() / dim;
+        let mut states = [PartState::default(); MAX_HEADS];
+        let states = &mut states[..heads];
+        let parts = group.parts();
+        attend(isa, group, parts.start, queries, states, out);
+        for part in parts.skip(1) {
+            let mut next = [PartState::default(); MAX_HEADS];
+            attend(isa, group, part, queries, &mut next[..heads], &mut next_out[..heads * dim]);
+            for head in 0..heads {
+                let range = head * dim..(head + 1) * dim;
+                join_parts(
+                    isa,
+                    &mut states[head],
+                    &mut out[range.clone()],
+                    next[head],
+                    &next_out[range],
+                );
+            }
+        }
+        for (state, out) in states.iter().zip(out.chunks_exact_mut(dim)) {
+            out.iter_mut().for_each(|value| *value /= state.sum);
+        }
+    }
+}

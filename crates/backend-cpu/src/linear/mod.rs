@@ -1,0 +1,200 @@
+//! `out = input * weight^T + bias`: activations are converted once, then every thread computes its
+//! tiles of outputs for all rows. An output's sum has one order, whatever the rows and threads.
+
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod bf16;
+mod portable;
+
+pub(crate) use activations::{ActivationBuffers, BlockMeta};
+
+use std::ops::Range;
+
+use crate::InstructionSet;
+use crate::buffer::SharedSlice;
+use crate::isa::Isa;
+use crate::pack::{
+    BLOCK, CpuWeight, PackedPart, PartValues, QuantFormat, QuantPart, QuantTile, TILE,
+};
+use crate::threads::{ThreadPool, share};
+
+use activations::{MAX_GROUP, group_len};
+
+/// Rows whose activations stay in the cache while a thread goes through its tiles.
+const PANEL: usize = 64;
+/// Segments of an inner sum at most.
+const MAX_SEGMENTS: usize = 8;
+
+/// Sums of one tile for the rows of one group.
+type TileSums = [[f32; TILE]; MAX_GROUP];
+
+/// One group of rows of the int8 activations: `[block][row]`.
+#[derive(Clone, Copy)]
+pub(crate) struct QuantRows<'a> {
+    /// 1, 2, 4 or 8.
+    pub(crate) rows: usize,
+    /// `[block][row][32]`.
+    pub(crate) values: &'a [i8],
+    /// `[block][row]`.
+    pub(crate) meta: &'a [BlockMeta],
+}
+
+/// Input and output of one linear layer.
+pub(crate) struct LinearCall<'a> {
+    pub(crate) weight: &'a CpuWeight,
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) input: &'a [f32],
+    pub(crate) out: &'a mut [f32],
+    pub(crate) rows: usize,
+}
+
+/// Computes a linear layer.
+pub(crate) fn linear(
+    isa: Isa,
+    pool: &mut ThreadPool,
+    buffers: &mut ActivationBuffers,
+    call: LinearCall<'_>,
+) -> Result<(), String> {
+    let LinearCall { weight, bias, input, out, rows } = call;
+    assert_eq!(input.len(), rows * weight.columns, "input of the layer");
+    assert_eq!(out.len(), rows * weight.outputs, "output of the layer");
+    let (int8, bf16) = weight.takes();
+    buffers.convert(isa, pool, input, rows, weight, (int8, bf16))?;
+    let out = SharedSlice::new(out);
+    let threads = pool.threads();
+    let buffers = &*buffers;
+    pool.run(&|thread| {
+        let tiles = share(weight.tiles(), thread, threads);
+        for first_row in (0..rows).step_by(PANEL) {
+            let rows = first_row..rows.min(first_row + PANEL);
+            let panel = Panel { isa, weight, bias, buffers, rows, out };
+            panel.run(tiles.clone());
+        }
+    })
+}
+
+/// The rows of one panel.
+struct Panel<'a> {
+    isa: Isa,
+    weight: &'a CpuWeight,
+    bias: Option<&'a [f32]>,
+    buffers: &'a ActivationBuffers,
+    rows: Range<usize>,
+    out: SharedSlice<f32>,
+}
+
+impl Panel<'_> {
+    /// Computes tiles, counted through all parts.
+    fn run(&self, tiles: Range<usize>) {
+        let mut first_tile = 0;
+        for part in &self.weight.parts {
+            let part_tiles = part.outputs.div_ceil(TILE);
+            let from = tiles.start.clamp(first_tile, first_tile + part_tiles);
+            let to = tiles.end.clamp(first_tile, first_tile + part_tiles);
+            for tile in from..to {
+                self.tile(part, tile - first_tile);
+            }
+            first_tile += part_tiles;
+        }
+    }
+
+    fn tile(&self, part: &PackedPart, tile: usize) {
+        let mut row = self.rows.start;
+        while row < self.rows.end {
+            let group = group_len(self.rows.end - row);
+            let mut sums = [[[0.0; TILE]; MAX_GROUP]; MAX_SEGMENTS];
+            for (segment, sums) in sums[..self.weight.segments].iter_mut().enumerate() {
+                match &part.values {
+                    PartValues::Quantized(values) => {
+                        self.quantized(values, tile, segment, row, sums)
+                    }
+                    PartValues::Bf16(values) => {
+                        let blocks = self.buffers.bf16_blocks(self.weight);
+                        let weights = &values.tile(tile)[segment * blocks * BLOCK / 2..]
+                            [..blocks * BLOCK / 2];
+                        let input = self.buffers.bf16_rows(row, group, segment, self.weight);
+                        bf16::tile(self.isa, weights, input, &mut sums[..group]);
+                    }
+                }
+            }
+            join_segments(&mut sums, self.weight.segments, group);
+            self.store(part, tile, row, &sums[0][..group]);
+            row += group;
+        }
+    }
+
+    fn quantized(
+        &self,
+        part: &QuantPart,
+        tile: usize,
+        segment: usize,
+        row: usize,
+        sums: &mut TileSums,
+    ) {
+        let group = group_len(self.rows.end - row);
+        let blocks = part.blocks() / self.weight.segments;
+        let range = segment * blocks..(segment + 1) * blocks;
+        let rows = self.buffers.quant_rows(row, group, part.blocks());
+        quantized_tile(self.isa, part.format(), &part.tile(tile), range, rows, &mut sums[..group]);
+    }
+
+    /// Adds the bias and writes the valid outputs of a tile.
+    fn store(&self, part: &PackedPart, tile: usize, first_row: usize, sums: &[[f32; TILE]]) {
+        let output = part.first_output + tile * TILE;
+        let valid = TILE.min(part.outputs - tile * TILE);
+        for (row, sums) in (first_row..).zip(sums) {
+            let at = row * self.weight.outputs + output;
+            // SAFETY: each tile is computed by one thread, and the output outlives the job.
+            let out = unsafe { self.out.range(at..at + valid) };
+            match self.bias {
+                Some(bias) => {
+                    for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[output..]) {
+                        *out = sum + bias;
+                    }
+                }
+                None => out.copy_from_slice(&sums[..valid]),
+            }
+        }
+    }
+}
+
+/// The fixed tree of neighbours: `((s0 + s1) + (s2 + s3)) + ...`, into the first segment.
+fn join_segments(sums: &mut [TileSums; MAX_SEGMENTS], segments: usize, rows: usize) {
+    let mut count = segments;
+    while count > 1 {
+        count /= 2;
+        for i in 0..count {
+            for row in 0..rows {
+                for lane in 0..TILE {
+                    sums[i][row][lane] = sums[2 * i][row][lane] + sums[2 * i + 1][row][lane];
+                }
+            }
+        }
+    }
+}
+
+/// Sums of one tile over a range of blocks, from zero, for one group of rows.
+fn quantized_tile(
+    isa: Isa,
+    format: QuantFormat,
+    tile: &QuantTile<'_>,
+    blocks: Range<usize>,
+    rows: QuantRows<'_>,
+    sums: &mut [[f32; TILE]],
+) {
+    #[cfg(target_arch = "x86_64")]
+    match isa.get() {
+        InstructionSet::Portable => {}
+        // SAFETY: an `Isa` is only made of an instruction set that the CPU has.
+        InstructionSet::Avx2 => return unsafe { avx2::tile(format, tile, blocks, rows, sums) },
+        // SAFETY: as above.
+        InstructionSet::Avx512 | InstructionSet::Amx => {
+            return unsafe { avx512::tile(format, tile, blocks, rows, sums) };
+        }
+    }
+    let _ = isa;
+    portable::tile(format, tile, blocks, rows, sums);
+}

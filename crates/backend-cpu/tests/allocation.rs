@@ -1,0 +1,112 @@
+//! A warm step allocates nothing.
+#![expect(unsafe_code, reason = "a counting allocator")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use oarlock_backend::conformance::{Sequence, TestStep};
+use oarlock_backend::quant::random_row;
+use oarlock_backend::{
+    Activation, AttentionParams, Backend, BackendLimits, InnerSplit, KvCacheShape, LogitKind,
+    LogitRow, RotaryStyle, RowSet, WeightKind, WeightView,
+};
+use oarlock_backend_cpu::{CpuBackend, CpuConfig};
+use oarlock_types::SamplingParams;
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn a_warm_decode_step_allocates_nothing() {
+    const WIDTH: usize = 256;
+    const VOCABULARY: usize = 4096;
+    let limits =
+        BackendLimits { max_tokens: 8, max_gathered: 8, max_chunks: 8, max_positions: 512 };
+    let mut backend =
+        CpuBackend::new(CpuConfig { threads: 3, instruction_set: None }, limits).unwrap();
+    let mut pack = |outputs: usize, columns: usize, kind| {
+        let data: Vec<u8> =
+            (0..outputs).flat_map(|row| random_row(kind, columns, 0.05, row as u64)).collect();
+        let view = WeightView { name: "w", kind, rows: outputs, columns, data: &data };
+        backend.pack_linear(&[view], InnerSplit::WHOLE).unwrap()
+    };
+    let qkv_weight = pack(3 * WIDTH, WIDTH, WeightKind::Q5_0);
+    let gate_up_weight = pack(2 * WIDTH, WIDTH, WeightKind::F16);
+    let output_weight = pack(VOCABULARY, WIDTH, WeightKind::Q8_0);
+    let table_data: Vec<u8> =
+        (0..8).flat_map(|row| random_row(WeightKind::Q8_0, WIDTH, 0.05, row)).collect();
+    let table = WeightView {
+        name: "t",
+        kind: WeightKind::Q8_0,
+        rows: 8,
+        columns: WIDTH,
+        data: &table_data,
+    };
+    let table = backend.pack_table(&table).unwrap();
+    let norm = backend.vector(&[1.0; WIDTH]).unwrap();
+    let rotary = backend.rotary(&[0.5; 32], 1.0, RotaryStyle::Half).unwrap();
+    let shape = KvCacheShape { num_layers: 1, num_blocks: 64, num_kv_heads: 4, head_dim: 64 };
+    let mut cache = backend.kv_cache(shape).unwrap();
+    let [mut x, mut residual] = [0, 1].map(|_| backend.tensor(RowSet::Tokens, WIDTH).unwrap());
+    let mut qkv = backend.tensor(RowSet::Tokens, 3 * WIDTH).unwrap();
+    let mut gate_up = backend.tensor(RowSet::Tokens, 2 * WIDTH).unwrap();
+    let mut gathered = backend.tensor(RowSet::Gathered, WIDTH).unwrap();
+    let mut logits = backend.tensor(RowSet::Gathered, VOCABULARY).unwrap();
+    let params = AttentionParams {
+        num_heads: 4,
+        num_kv_heads: 4,
+        head_dim: 64,
+        scale: 0.125,
+        sliding_window: None,
+        soft_cap: None,
+    };
+    let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    let seeded = SamplingParams { seed: 3, top_p: 0.9, top_k: 50, ..SamplingParams::default() };
+    let mut results = Vec::new();
+    let mut counts = Vec::new();
+    for position in 250..280 {
+        let step = TestStep::new(&[
+            Sequence::contiguous(position, 1, 0),
+            Sequence::contiguous(position, 1, 30),
+        ]);
+        let wanted = [(0, &greedy), (1, &seeded)].map(|(row, params)| LogitRow {
+            row,
+            kind: LogitKind::Sample { params, position: position as u32 + 1 },
+        });
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        step.begin(&mut backend, &wanted);
+        backend.embed(&mut residual, &table, 1.0);
+        backend.add_rms_norm(&mut x, &mut residual, None, &norm, 1e-6);
+        backend.linear(&mut qkv, &x, &qkv_weight, None);
+        backend.rotary_kv_write(&mut qkv, &mut cache, 0, &rotary, &params);
+        backend.paged_attention(&mut x, &qkv, &cache, 0, &params);
+        backend.linear(&mut gate_up, &x, &gate_up_weight, None);
+        backend.gated_activation(&mut x, &gate_up, Activation::Silu);
+        backend.gather(&mut gathered, &x, 0..2);
+        backend.linear(&mut logits, &gathered, &output_weight, None);
+        backend.sample(&logits);
+        backend.finish_step(&mut results).unwrap();
+        counts.push(ALLOCATIONS.load(Ordering::Relaxed) - before);
+        assert!(results.iter().all(|result| result.outcome.is_ok()));
+    }
+    // The sampler's memory grows to what the hardest row needs; the first steps pay for it.
+    assert!(counts[20..].iter().all(|&count| count == 0), "allocations by step: {counts:?}");
+}

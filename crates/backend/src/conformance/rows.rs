@@ -1,0 +1,87 @@
+//! Row-wise operations: embedding, norm, activation.
+
+use crate::quant::random_row;
+use crate::{Activation, Backend, RowSet, WeightKind, WeightView};
+
+use super::{Make, TestStep, Tolerances, assert_near, assert_same, limits, oracle, random_values};
+
+/// Rows of tables of several kinds, scaled.
+pub(super) fn embedding<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
+    fn run<B: Backend>(backend: &mut B, table: &WeightView<'_>, tokens: &[u32]) -> Vec<f32> {
+        let table_on_device = backend.pack_table(table).expect("a good table");
+        let mut out = backend.tensor(RowSet::Tokens, table.columns).expect("a tensor");
+        TestStep::rows(tokens.len()).with_tokens(tokens).begin(backend, &[]);
+        backend.embed(&mut out, &table_on_device, 1.5);
+        backend.read(&out)
+    }
+    for kind in
+        [WeightKind::F32, WeightKind::Bf16, WeightKind::Q5_0, WeightKind::Q8_0, WeightKind::Q6K]
+    {
+        let data: Vec<u8> = (0..50).flat_map(|row| random_row(kind, 512, 0.1, row)).collect();
+        let table = WeightView { name: "table", kind, rows: 50, columns: 512, data: &data };
+        let tokens: Vec<u32> = (0..37).map(|i| i * 31 % 50).collect();
+        let got = run(&mut make(limits()), &table, &tokens);
+        let want = run(&mut oracle(), &table, &tokens);
+        assert_near(&got, &want, tolerances.exact, &format!("embedding {kind:?}"));
+    }
+}
+
+/// The norm with and without a residual to add.
+pub(super) fn norm<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
+    fn run<B: Backend>(
+        backend: &mut B,
+        rows: usize,
+        width: usize,
+        with_delta: bool,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let weight = backend.vector(&random_values(width, 1)).expect("a vector");
+        let mut tensors =
+            [0, 1, 2].map(|_| backend.tensor(RowSet::Tokens, width).expect("a tensor"));
+        TestStep::rows(rows).begin(backend, &[]);
+        let [out, residual, delta] = &mut tensors;
+        backend.write(residual, &random_values(rows * width, 2));
+        backend.write(delta, &random_values(rows * width, 3));
+        backend.add_rms_norm(out, residual, with_delta.then_some(&*delta), &weight, 1e-6);
+        (backend.read(out), backend.read(residual))
+    }
+    for width in [16, 40, 896, 1001] {
+        for (rows, with_delta) in [(1, true), (3, false), (33, true)] {
+            let mut backend = make(limits());
+            let got = run(&mut backend, rows, width, with_delta);
+            let want = run(&mut oracle(), rows, width, with_delta);
+            assert_near(&got.0, &want.0, tolerances.exact, &format!("norm of {width}"));
+            assert_same(&got.1, &want.1, "residual");
+            let alone = run(&mut backend, 1, width, with_delta);
+            assert_same(&alone.0, &got.0[..width], "norm of the first row alone");
+        }
+    }
+}
+
+/// Gated activations.
+pub(super) fn activations<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
+    fn run<B: Backend>(
+        backend: &mut B,
+        width: usize,
+        input: &[f32],
+        activation: Activation,
+    ) -> Vec<f32> {
+        let mut gate_up = backend.tensor(RowSet::Tokens, 2 * width).expect("a tensor");
+        let mut out = backend.tensor(RowSet::Tokens, width).expect("a tensor");
+        TestStep::rows(input.len() / (2 * width)).begin(backend, &[]);
+        backend.write(&mut gate_up, input);
+        backend.gated_activation(&mut out, &gate_up, activation);
+        backend.read(&out)
+    }
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        for width in [1, 16, 100, 512] {
+            let mut input = random_values(34 * width, 5);
+            input.iter_mut().step_by(7).for_each(|value| *value *= 30.0);
+            let mut backend = make(limits());
+            let got = run(&mut backend, width, &input, activation);
+            let want = run(&mut oracle(), width, &input, activation);
+            assert_near(&got, &want, tolerances.exact, &format!("{activation:?} of {width}"));
+            let alone = run(&mut backend, width, &input[..2 * width], activation);
+            assert_same(&alone, &got[..width], "activation of the first row alone");
+        }
+    }
+}

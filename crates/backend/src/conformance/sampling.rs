@@ -1,0 +1,97 @@
+//! Sampling and scoring: exactly what the sampler gives for the same logits.
+
+use oarlock_types::{SamplingParams, SlotError, TokenId};
+
+use crate::{Backend, LogitKind, LogitRow, RowResult, RowSet};
+
+use super::{Make, TestStep, limits, oracle, random_values};
+
+const VOCABULARY: usize = 5000;
+
+fn params() -> Vec<SamplingParams> {
+    let base = SamplingParams::default();
+    vec![
+        SamplingParams { temperature: 0.0, top_logprobs: Some(3), ..base.clone() },
+        SamplingParams { seed: 1, ..base.clone() },
+        SamplingParams { seed: 2, top_k: 40, top_p: 0.9, ..base.clone() },
+        SamplingParams { seed: 3, min_p: 0.05, temperature: 0.7, top_logprobs: Some(0), ..base },
+    ]
+}
+
+/// One tile after the other over the wanted rows; logits are given, by wanted row.
+fn run<B: Backend>(
+    backend: &mut B,
+    wanted: &[LogitRow<'_>],
+    logits: &[f32],
+    tile: usize,
+) -> Vec<RowResult> {
+    let mut from = backend.tensor(RowSet::Tokens, 16).expect("a tensor");
+    let mut gathered = backend.tensor(RowSet::Gathered, 16).expect("a tensor");
+    let mut scores = backend.tensor(RowSet::Gathered, VOCABULARY).expect("a tensor");
+    TestStep::rows(20).begin(backend, wanted);
+    let input = random_values(20 * 16, 1);
+    backend.write(&mut from, &input);
+    let mut start = 0;
+    while start < wanted.len() {
+        let end = wanted.len().min(start + tile);
+        backend.gather(&mut gathered, &from, start..end);
+        for (row, wanted) in backend.read(&gathered).chunks(16).zip(&wanted[start..end]) {
+            assert_eq!(
+                row,
+                &input[wanted.row as usize * 16..][..16],
+                "gathered row {}",
+                wanted.row
+            );
+        }
+        backend.write(&mut scores, &logits[start * VOCABULARY..end * VOCABULARY]);
+        backend.sample(&scores);
+        start = end;
+    }
+    let mut results = Vec::new();
+    backend.finish_step(&mut results).expect("a working device");
+    results
+}
+
+fn wanted(params: &[SamplingParams]) -> Vec<LogitRow<'_>> {
+    let mut wanted = Vec::new();
+    for row in 0..20 {
+        if row % 3 == 0 {
+            let kind = LogitKind::Score { token: TokenId(row * 7), top: 5 };
+            wanted.push(LogitRow { row, kind });
+        }
+        if row % 2 == 0 {
+            let params = &params[row as usize / 2 % params.len()];
+            wanted.push(LogitRow { row, kind: LogitKind::Sample { params, position: 100 + row } });
+        }
+    }
+    wanted
+}
+
+/// Tokens and logprob bits are the oracle's; an invalid row fails alone.
+pub(super) fn as_the_sampler<B: Backend>(make: Make<'_, B>) {
+    let params = params();
+    let wanted = wanted(&params);
+    let mut logits = random_values(wanted.len() * VOCABULARY, 21);
+    logits.iter_mut().for_each(|logit| *logit *= 3.0);
+    logits[2 * VOCABULARY + 17] = f32::NAN;
+    let got = run(&mut make(limits()), &wanted, &logits, 40);
+    let want = run(&mut oracle(), &wanted, &logits, 40);
+    assert_eq!(got, want, "sampled and scored rows");
+    assert_eq!(got[2].outcome, Err(SlotError::InvalidLogits), "a row with a NaN");
+    assert!(
+        got.iter().enumerate().all(|(i, result)| i == 2 || result.outcome.is_ok()),
+        "other rows"
+    );
+}
+
+/// Tiles of any size give the same results.
+pub(super) fn tiles<B: Backend>(make: Make<'_, B>) {
+    let params = params();
+    let wanted = wanted(&params);
+    let logits = random_values(wanted.len() * VOCABULARY, 22);
+    let mut backend = make(limits());
+    let whole = run(&mut backend, &wanted, &logits, 40);
+    for tile in [1, 3, 10] {
+        assert_eq!(run(&mut backend, &wanted, &logits, tile), whole, "tiles of {tile}");
+    }
+}

@@ -1,0 +1,82 @@
+//! `POST /tokenize` and `POST /detokenize`, in vLLM's shapes.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::app::App;
+use crate::body::JsonObject;
+use crate::chat::encode_chat;
+use crate::completions::{Prompt, encode_prompt};
+use crate::error::ApiError;
+use crate::fields::token_id;
+use crate::messages::Conversation;
+
+/// Bytes of work that one token id counts for.
+const BYTES_PER_TOKEN: usize = 8;
+
+/// Tokens of a prompt or of messages.
+pub(crate) async fn tokenize(
+    State(app): State<App>,
+    body: JsonObject,
+) -> Result<Response, ApiError> {
+    let mut fields = body.0;
+    let _in_flight = app.admit()?;
+    let model = fields.string("model")?;
+    let return_token_strs = fields.boolean("return_token_strs")?.unwrap_or(false);
+    let prompt = fields.string("prompt")?;
+    let (served, tokens) = if let Some(text) = prompt {
+        let add_special = fields.boolean("add_special_tokens")?.unwrap_or(true);
+        fields.finish()?;
+        let served = app.models.find_or_only(model.as_deref()).await?;
+        let (tokens, _) = encode_prompt(&app, &served, Prompt::Text(text), add_special).await?;
+        (served, tokens)
+    } else {
+        // A template writes its special tokens itself.
+        if fields.boolean("add_special_tokens")?.unwrap_or(false) {
+            let message = "it is not supported with 'messages'";
+            return Err(ApiError::unsupported("add_special_tokens", message));
+        }
+        let conversation = Conversation::take(&mut fields)?;
+        fields.finish()?;
+        let served = app.models.find_or_only(model.as_deref()).await?;
+        let tokens = encode_chat(&app, &served, conversation).await?;
+        (served, tokens)
+    };
+    let tokenizer = served.text.tokenizer()?;
+    let token_strs: Option<Vec<String>> = return_token_strs
+        .then(|| tokens.iter().map(|token| tokenizer.token_text(*token)).collect());
+    let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
+    let answer = json!({
+        "count": ids.len(),
+        "max_model_len": served.limits.max_sequence_tokens,
+        "tokens": ids,
+        "token_strs": token_strs,
+    });
+    Ok(axum::Json(answer).into_response())
+}
+
+/// The text of token ids; special tokens are written out.
+pub(crate) async fn detokenize(
+    State(app): State<App>,
+    body: JsonObject,
+) -> Result<Response, ApiError> {
+    let mut fields = body.0;
+    let _in_flight = app.admit()?;
+    let model = fields.string("model")?;
+    let tokens = fields.array("tokens")?.ok_or_else(|| ApiError::missing("tokens"))?;
+    fields.finish()?;
+    let tokens =
+        tokens.iter().map(|token| token_id("tokens", token)).collect::<Result<Vec<_>, _>>()?;
+    let served = app.models.find_or_only(model.as_deref()).await?;
+    let tokenizer = Arc::clone(served.text.tokenizer()?);
+    if let Some(unknown) = tokens.iter().find(|token| token.0 >= served.text.vocab_size) {
+        return Err(ApiError::invalid("tokens", format!("the model has no token {unknown}")));
+    }
+    let text = app
+        .compute(tokens.len() * BYTES_PER_TOKEN, move || tokenizer.decode(&tokens, false))
+        .await?;
+    Ok(axum::Json(json!({"prompt": text})).into_response())
+}

@@ -1,0 +1,208 @@
+//! Every field's invalid values: a 400 that names the field.
+
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::fake_engine::{Client, bytes, client, script};
+
+async fn check(client: &Client, path: &str, body: &Value, param: &str, code: &str) {
+    let (status, answer) = client.post(path, body).await;
+    let error = &answer["error"];
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{body}: {answer}");
+    assert_eq!(error["param"], param, "{body}: {answer}");
+    assert_eq!(error["code"], code, "{body}: {answer}");
+    assert_eq!(error["type"], "invalid_request_error");
+    assert!(error["message"].as_str().unwrap().contains(param), "{answer}");
+    assert!(client.engine.requests.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn shared_fields() {
+    let client = client(script(bytes("x")));
+    let many_stops: Vec<String> = (0..17).map(|n| n.to_string()).collect();
+    for (name, value) in [
+        ("temperature", json!(-0.1)),
+        ("temperature", json!(2.1)),
+        ("temperature", json!("hot")),
+        ("top_p", json!(0)),
+        ("top_p", json!(1.01)),
+        ("top_p", json!(1e-300)),
+        ("top_k", json!(-2)),
+        ("top_k", json!(1.5)),
+        ("min_p", json!(-1)),
+        ("min_p", json!(1.1)),
+        ("seed", json!("x")),
+        ("seed", json!(1.5)),
+        ("seed", json!(1e30)),
+        ("stop", json!("")),
+        ("stop", json!(["a", ""])),
+        ("stop", json!([1])),
+        ("stop", json!({})),
+        ("stop", json!("x".repeat(257))),
+        ("stop", json!(many_stops)),
+        ("stream", json!(1)),
+        ("stream_options", json!({"include_usage": true})),
+        ("ignore_eos", json!("yes")),
+        ("return_token_ids", json!(1)),
+        ("return_tokens_as_token_ids", json!([])),
+        ("max_tokens", json!(-1)),
+        ("max_tokens", json!("many")),
+        ("max_tokens", json!(5_000_000_000_u64)),
+        ("max_completion_tokens", json!(0)),
+        ("model", json!(5)),
+    ] {
+        for path in ["/v1/chat/completions", "/v1/completions"] {
+            let mut body = json!({"model": "org/fake", "prompt": "ab",
+                "messages": [{"role": "user", "content": "hi"}]});
+            let other = if path == "/v1/completions" { "messages" } else { "prompt" };
+            body.as_object_mut().unwrap().remove(other);
+            body[name] = value.clone();
+            check(&client, path, &body, name, "invalid_value").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn unsupported_and_unknown_fields() {
+    let client = client(script(bytes("x")));
+    for (name, value, code) in [
+        ("n", json!(2), "unsupported_value"),
+        ("best_of", json!(2), "unsupported_value"),
+        ("presence_penalty", json!(0.5), "unsupported_value"),
+        ("frequency_penalty", json!("x"), "unsupported_value"),
+        ("repetition_penalty", json!(1.1), "unsupported_value"),
+        ("logit_bias", json!({"5": 1}), "unsupported_value"),
+        ("min_tokens", json!(1), "unsupported_value"),
+        ("stop_token_ids", json!([1]), "unsupported_value"),
+        ("skip_special_tokens", json!(false), "unsupported_value"),
+        ("response_format", json!({"type": "json_object"}), "unsupported_value"),
+        ("service_tier", json!("flex"), "unsupported_value"),
+        ("store", json!(true), "unsupported_value"),
+        ("suffix", json!("x"), "unsupported_value"),
+        ("guided_json", json!({}), "unsupported_value"),
+        ("reasoning_effort", json!("low"), "unsupported_value"),
+        ("foo", json!(0), "unknown_parameter"),
+        ("Temperature", json!(1), "unknown_parameter"),
+    ] {
+        for (path, prompt) in [
+            ("/v1/chat/completions", json!({"messages": [{"role": "user", "content": "hi"}]})),
+            ("/v1/completions", json!({"prompt": "ab"})),
+        ] {
+            let mut body = prompt;
+            body["model"] = json!("org/fake");
+            body[name] = value.clone();
+            check(&client, path, &body, name, code).await;
+        }
+    }
+    // In a stream's options, too.
+    let body =
+        json!({"model": "org/fake", "prompt": "ab", "stream": true, "stream_options": {"x": 1}});
+    check(&client, "/v1/completions", &body, "stream_options.x", "unknown_parameter").await;
+}
+
+#[tokio::test]
+async fn chat_fields() {
+    let client = client(script(bytes("x")));
+    let user = json!({"role": "user", "content": "hi"});
+    for (fields, param, code) in [
+        (json!({"messages": null}), "messages", "missing_required_parameter"),
+        (json!({"messages": []}), "messages", "invalid_value"),
+        (json!({"messages": "hi"}), "messages", "invalid_value"),
+        (json!({"messages": [5]}), "messages[0]", "invalid_value"),
+        (json!({"messages": [{"content": "x"}]}), "messages[0].role", "missing_required_parameter"),
+        (
+            json!({"messages": [user, {"role": "king", "content": "x"}]}),
+            "messages[1].role",
+            "invalid_value",
+        ),
+        (
+            json!({"messages": [{"role": "user"}]}),
+            "messages[0].content",
+            "missing_required_parameter",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": 5}]}),
+            "messages[0].content",
+            "invalid_value",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": "x", "foo": 1}]}),
+            "messages[0].foo",
+            "unknown_parameter",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}),
+            "messages[0].content[0].type",
+            "unsupported_value",
+        ),
+        (
+            json!({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}),
+            "messages[0].tool_calls[0].function",
+            "missing_required_parameter",
+        ),
+        (json!({"tools": {}}), "tools", "invalid_value"),
+        (json!({"tools": [{"type": "web"}]}), "tools[0].type", "unsupported_value"),
+        (
+            json!({"tools": [{"type": "function"}]}),
+            "tools[0].function.name",
+            "missing_required_parameter",
+        ),
+        (json!({"tool_choice": "required"}), "tool_choice", "unsupported_value"),
+        (json!({"tool_choice": {"type": "function"}}), "tool_choice", "unsupported_value"),
+        (json!({"chat_template_kwargs": []}), "chat_template_kwargs", "invalid_value"),
+        (
+            json!({"chat_template_kwargs": {"messages": []}}),
+            "chat_template_kwargs",
+            "invalid_value",
+        ),
+        (json!({"add_generation_prompt": 1}), "add_generation_prompt", "invalid_value"),
+        (json!({"logprobs": 5}), "logprobs", "invalid_value"),
+        (json!({"top_logprobs": 5}), "top_logprobs", "invalid_value"),
+        (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs", "invalid_value"),
+        (json!({"max_tokens": 0}), "max_tokens", "invalid_value"),
+        (json!({"max_tokens": 1, "max_completion_tokens": 2}), "max_tokens", "invalid_value"),
+        (json!({"max_tokens": 199}), "messages", "context_length_exceeded"),
+        (json!({"echo": true}), "echo", "unsupported_value"),
+        (json!({"prompt": "x"}), "prompt", "unknown_parameter"),
+        (json!({"model": null}), "model", "missing_required_parameter"),
+    ] {
+        let body = crate::fake_engine::chat_body(&fields);
+        let (_, answer) = client.post("/v1/chat/completions", &body).await;
+        let error = &answer["error"];
+        assert_eq!(
+            (&error["param"], &error["code"]),
+            (&json!(param), &json!(code)),
+            "{fields}: {answer}"
+        );
+        assert!(client.engine.requests.lock().unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn completion_fields() {
+    let client = client(script(bytes("x")));
+    for (fields, param, code) in [
+        (json!({"prompt": null}), "prompt", "missing_required_parameter"),
+        (json!({"prompt": ""}), "prompt", "invalid_value"),
+        (json!({"prompt": []}), "prompt", "invalid_value"),
+        (json!({"prompt": {}}), "prompt", "invalid_value"),
+        (json!({"prompt": [1, "a"]}), "prompt", "invalid_value"),
+        (json!({"prompt": [-1]}), "prompt", "invalid_value"),
+        (json!({"prompt": [258]}), "prompt", "invalid_value"),
+        (json!({"prompt": ["a", "b"]}), "prompt", "unsupported_value"),
+        (json!({"prompt": [[1], [2]]}), "prompt", "unsupported_value"),
+        (json!({"prompt": [{}]}), "prompt", "invalid_value"),
+        (json!({"max_tokens": 0}), "max_tokens", "invalid_value"),
+        (json!({"max_tokens": 199}), "prompt", "context_length_exceeded"),
+        (json!({"prompt": "a".repeat(200)}), "prompt", "context_length_exceeded"),
+        (json!({"prompt": "a".repeat(2000)}), "prompt", "context_length_exceeded"),
+        (json!({"logprobs": true}), "logprobs", "invalid_value"),
+        (json!({"logprobs": 21}), "logprobs", "invalid_value"),
+        (json!({"logprobs": -1}), "logprobs", "invalid_value"),
+        (json!({"echo": "yes"}), "echo", "invalid_value"),
+        (json!({"messages": []}), "messages", "unknown_parameter"),
+    ] {
+        let body = crate::fake_engine::completion_body(&fields);
+        check(&client, "/v1/completions", &body, param, code).await;
+    }
+}

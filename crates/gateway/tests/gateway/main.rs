@@ -1,0 +1,20 @@
+//! The gateway over an engine that follows a script: everything that a client can see.
+
+#[cfg(test)]
+mod chat;
+#[cfg(test)]
+mod completions;
+#[cfg(test)]
+mod errors;
+#[cfg(test)]
+mod fake_engine;
+#[cfg(test)]
+mod fields;
+#[cfg(test)]
+mod infrastructure;
+#[cfg(test)]
+mod random_bodies;
+#[cfg(test)]
+mod sockets;
+#[cfg(test)]
+mod streams;
