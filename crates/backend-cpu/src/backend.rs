@@ -6,7 +6,7 @@ use oarlock_backend::oracle::{check_view, rotary_tables};
 use oarlock_backend::quant::dequantize_row;
 use oarlock_backend::{
     Activation, AttentionParams, Backend, BackendError, BackendLimits, InnerSplit, KvCacheShape,
-    OutcomeScratch, RotaryStyle, RowResult, RowSet, StepInput, StepRecord, WeightKind, WeightView,
+    RotaryStyle, RowResult, RowSet, StepInput, StepRecord, WeightKind, WeightView,
 };
 use oarlock_types::{BLOCK_TOKENS, SlotError};
 
@@ -19,7 +19,7 @@ use crate::linear::{ActivationBuffers, LinearCall, linear};
 use crate::norm::add_rms_norm;
 use crate::pack::CpuWeight;
 use crate::rotary::{CpuRotary, rotate_head};
-use crate::sample::sample_row;
+use crate::sample::{SampleScratch, sample_row};
 use crate::threads::{ThreadPool, share};
 
 /// Values below which a row-wise operation runs on the caller's thread alone.
@@ -44,7 +44,7 @@ pub struct CpuBackend {
     step: StepRecord,
     tile: Range<usize>,
     results: Vec<RowResult>,
-    scratch: Vec<OutcomeScratch>,
+    scratch: Vec<SampleScratch>,
     /// First failure of the step.
     failure: Option<String>,
     memory_bytes: u64,
@@ -85,8 +85,7 @@ impl CpuBackend {
         }
         let pool = ThreadPool::new(config.threads)
             .map_err(|error| BackendError::Device(format!("cannot start threads: {error}")))?;
-        let scratch =
-            std::iter::repeat_with(OutcomeScratch::default).take(config.threads).collect();
+        let scratch = std::iter::repeat_with(SampleScratch::default).take(config.threads).collect();
         Ok(Self {
             isa,
             limits,
@@ -239,7 +238,9 @@ impl Backend for CpuBackend {
             let first = step.tokens()[row].index() * table.row_bytes;
             dequantize_row(table.kind, &table.data[first..][..table.row_bytes], out)
                 .expect("a checked table");
-            out.iter_mut().for_each(|value| *value *= scale);
+            for value in out.iter_mut() {
+                *value *= scale;
+            }
         });
         self.step = step;
     }
@@ -475,7 +476,9 @@ fn attend_all_parts(isa: Isa, group: &HeadGroup<'_>, queries: &[f32], out: &mut 
             }
         }
         for (state, out) in states.iter().zip(out.chunks_exact_mut(dim)) {
-            out.iter_mut().for_each(|value| *value /= state.sum);
+            for value in out.iter_mut() {
+                *value /= state.sum;
+            }
         }
     }
 }

@@ -123,7 +123,7 @@ impl<T> SharedSlice<T> {
     ///
     /// # Panics
     /// If the range is outside.
-    #[allow(clippy::mut_from_ref, reason = "threads hold the same view and take disjoint ranges")]
+    #[expect(clippy::mut_from_ref, reason = "threads hold the same view and take disjoint ranges")]
     pub(crate) unsafe fn range(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "range of a shared slice");
         // SAFETY: inside the slice by the assertion; disjoint by the caller's promise.

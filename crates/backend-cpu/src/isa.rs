@@ -116,8 +116,8 @@ macro_rules! multiversion {
                     $crate::InstructionSet::Portable => {}
                     // SAFETY: an `Isa` is only made of an instruction set that the CPU has.
                     $crate::InstructionSet::Avx2 => return unsafe { avx2($($arg),*) },
-                    // SAFETY: as above.
                     $crate::InstructionSet::Avx512 | $crate::InstructionSet::Amx => {
+                        // SAFETY: as above.
                         return unsafe { avx512($($arg),*) }
                     }
                 }

@@ -11,6 +11,14 @@
     reason = "code written once over lanes must be inlined into each instruction set"
 )]
 #![allow(clippy::wildcard_imports, reason = "vector intrinsics")]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "kernels index several arrays by one lane, row or group"
+)]
+#![allow(
+    clippy::cast_ptr_alignment,
+    reason = "vector loads and stores of this crate are the unaligned ones"
+)]
 
 mod activation;
 mod amx;

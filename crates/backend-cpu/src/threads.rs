@@ -86,6 +86,10 @@ impl ThreadPool {
             return catch_unwind(AssertUnwindSafe(|| job(0)))
                 .map_err(|panic| panic_message(&*panic));
         }
+        #[expect(
+            clippy::transmute_ptr_to_ptr,
+            reason = "a cast cannot lengthen the lifetime of a trait object"
+        )]
         // SAFETY: only the lifetime changes. Helpers use the pointer while `running` is not 0, and this
         // function does not return before.
         let job_pointer: *const Job<'static> =

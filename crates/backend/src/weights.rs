@@ -60,7 +60,11 @@ impl WeightKind {
     #[must_use]
     pub fn row_bytes(self, columns: usize) -> Option<usize> {
         let values = self.block_values();
-        if columns.is_multiple_of(values) { (columns / values).checked_mul(self.block_bytes()) } else { None }
+        if columns.is_multiple_of(values) {
+            (columns / values).checked_mul(self.block_bytes())
+        } else {
+            None
+        }
     }
 }
 

@@ -141,14 +141,16 @@ impl CpuArguments {
         if self.instruction_set == "auto" {
             return Ok(None);
         }
-        let chosen: InstructionSet = self.instruction_set.parse().context("--instruction-set")?;
         let available = InstructionSet::available();
-        anyhow::ensure!(
-            available.contains(&chosen),
-            "--instruction-set {chosen}: this machine has {}",
-            available.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-        );
-        Ok(Some(chosen))
+        let chosen = available.iter().copied().find(|set| set.to_string() == self.instruction_set);
+        chosen.map(Some).with_context(|| {
+            let names: Vec<_> = available.iter().map(ToString::to_string).collect();
+            format!(
+                "--instruction-set {}: this machine has auto, {}",
+                self.instruction_set,
+                names.join(", ")
+            )
+        })
     }
 
     /// The same options for a worker's command line.

@@ -15,8 +15,8 @@ use oarlock_worker::{CpuOptions, WorkerOptions};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    oarlock_telemetry::init_logging(arguments.log_json);
-    match run(arguments.command) {
+    let logging = oarlock_telemetry::init_logging(arguments.log_json).map_err(anyhow::Error::from);
+    match logging.and_then(|()| run(arguments.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One message for the person at the terminal: the chain of causes, no backtrace.

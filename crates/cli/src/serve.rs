@@ -76,13 +76,13 @@ pub(crate) async fn serve(arguments: ServeArguments, model: PathBuf) -> anyhow::
         }
     }
     info!("draining: running requests finish, new ones are refused; a second signal ends at once");
-    drop(stop_gateway.send(()));
+    let _ = stop_gateway.send(());
     gateway.await.context("the gateway panicked")??;
     let drain = tokio::time::timeout(DRAIN_AFTER_GATEWAY, engine.drain());
     if drain.await.is_err() {
         warn!("the engine still had requests");
     }
-    drop(stop_engine_server.send(()));
+    let _ = stop_engine_server.send(());
     engine_server.abort();
     Ok(())
 }

@@ -12,6 +12,16 @@ const INVALID_REQUEST: &str = "invalid_request_error";
 /// The kind of error that is the server's.
 const SERVER: &str = "server_error";
 
+/// Characters of a message at most: it may repeat what the client sent.
+const MAX_MESSAGE_CHARS: usize = 1000;
+
+fn clip(message: String) -> String {
+    match message.char_indices().nth(MAX_MESSAGE_CHARS) {
+        Some((end, _)) => format!("{}…", &message[..end]),
+        None => message,
+    }
+}
+
 /// An error answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ApiError {
@@ -25,7 +35,7 @@ pub(crate) struct ApiError {
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, message: String) -> Self {
-        Self { status, kind, code: None, param: None, message, retry_after_s: None }
+        Self { status, kind, code: None, param: None, message: clip(message), retry_after_s: None }
     }
 
     fn code(mut self, code: &'static str) -> Self {
@@ -47,28 +57,29 @@ impl ApiError {
     pub(crate) fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
         let param = param.into();
         let message = format!("Invalid value for '{param}': {}", message.into());
-        Self { param: Some(param), ..Self::malformed(message) }.code("invalid_value")
+        Self { param: Some(clip(param)), ..Self::malformed(message) }.code("invalid_value")
     }
 
     /// A field that must be there.
     pub(crate) fn missing(param: impl Into<String>) -> Self {
         let param = param.into();
         let message = format!("Missing required parameter: '{param}'");
-        Self { param: Some(param), ..Self::malformed(message) }.code("missing_required_parameter")
+        Self { param: Some(clip(param)), ..Self::malformed(message) }
+            .code("missing_required_parameter")
     }
 
     /// A field, or a value of it, that is known and not supported yet.
     pub(crate) fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
         let param = param.into();
         let message = format!("Unsupported value for '{param}': {}", message.into());
-        Self { param: Some(param), ..Self::malformed(message) }.code("unsupported_value")
+        Self { param: Some(clip(param)), ..Self::malformed(message) }.code("unsupported_value")
     }
 
     /// A field that the API does not have.
     pub(crate) fn unknown(param: impl Into<String>) -> Self {
         let param = param.into();
         let message = format!("Unknown parameter: '{param}'");
-        Self { param: Some(param), ..Self::malformed(message) }.code("unknown_parameter")
+        Self { param: Some(clip(param)), ..Self::malformed(message) }.code("unknown_parameter")
     }
 
     /// Prompt and answer do not fit into the model's context.

@@ -129,7 +129,7 @@ fn write_string(string: &str, ensure_ascii: bool, text: &mut String) {
             '\u{8}' => text.push_str("\\b"),
             '\u{c}' => text.push_str("\\f"),
             '\0'..='\u{1f}' => push_escaped(character, text),
-            '\u{7f}'.. if ensure_ascii && character != '\u{7f}' => push_escaped(character, text),
+            '\u{7f}'.. if ensure_ascii => push_escaped(character, text),
             _ => text.push(character),
         }
     }

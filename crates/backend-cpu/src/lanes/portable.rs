@@ -10,9 +10,19 @@ use super::{F16_MAX, LANES, Lanes};
 pub(crate) struct Portable([f32; LANES]);
 
 impl Portable {
+    /// A plain loop: the closures of `array::from_fn` and `map` are not always inlined.
+    #[inline(always)]
+    fn each(f: impl Fn(usize) -> f32) -> Self {
+        let mut out = [0.0; LANES];
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = f(i);
+        }
+        Self(out)
+    }
+
     #[inline(always)]
     fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
-        Self(std::array::from_fn(|i| f(self.0[i], other.0[i])))
+        Self::each(|i| f(self.0[i], other.0[i]))
     }
 }
 
@@ -38,7 +48,7 @@ pub(crate) fn fused_multiply_add(a: f32, b: f32, c: f32) -> f32 {
     let shifted = sum - product;
     let error = (product - (sum - shifted)) + (c - shifted);
     let bits = sum.to_bits();
-    let inexact = error > 0.0 || error < 0.0;
+    let inexact = error.abs() > 0.0;
     let toward = if (error > 0.0) == (sum > 0.0) { 1 } else { u64::MAX };
     let odd = if inexact && bits & 1 == 0 { bits.wrapping_add(toward) } else { bits };
     f64::from_bits(odd) as f32
@@ -61,7 +71,7 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn load_f16(bits: &[u16; LANES]) -> Self {
-        Self(bits.map(f16_bits_to_f32))
+        Self::each(|i| f16_bits_to_f32(bits[i]))
     }
     #[inline(always)]
     fn store_f16(self, out: &mut [u16; LANES]) {
@@ -88,7 +98,7 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn mul_add(self, factor: Self, addend: Self) -> Self {
-        Self(std::array::from_fn(|i| fused_multiply_add(self.0[i], factor.0[i], addend.0[i])))
+        Self::each(|i| fused_multiply_add(self.0[i], factor.0[i], addend.0[i]))
     }
     #[inline(always)]
     fn max(self, other: Self) -> Self {
@@ -96,20 +106,20 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn select_less(self, bound: Self, yes: Self, no: Self) -> Self {
-        Self(std::array::from_fn(|i| if self.0[i] < bound.0[i] { yes.0[i] } else { no.0[i] }))
+        Self::each(|i| if self.0[i] < bound.0[i] { yes.0[i] } else { no.0[i] })
     }
     #[inline(always)]
     fn exponent_bits(self) -> Self {
-        Self(self.0.map(|rounded| {
-            let exponent = rounded.to_bits().wrapping_sub(EXP_ROUND.to_bits()).wrapping_add(127);
+        Self::each(|i| {
+            let exponent = self.0[i].to_bits().wrapping_sub(EXP_ROUND.to_bits()).wrapping_add(127);
             f32::from_bits(exponent << 23)
-        }))
+        })
     }
     #[inline(always)]
     fn bf16_pairs(pairs: &[u32; LANES]) -> (Self, Self) {
         (
-            Self(pairs.map(|pair| f32::from_bits(pair << 16))),
-            Self(pairs.map(|pair| f32::from_bits(pair & 0xffff_0000))),
+            Self::each(|i| f32::from_bits(pairs[i] << 16)),
+            Self::each(|i| f32::from_bits(pairs[i] & 0xffff_0000)),
         )
     }
 }

@@ -21,7 +21,7 @@ use crate::pack::{
 };
 use crate::threads::{ThreadPool, share};
 
-use activations::{MAX_GROUP, group_len};
+use activations::{MAX_GROUP, bf16_blocks, group_len};
 
 /// Rows whose activations stay in the cache while a thread goes through its tiles.
 const PANEL: usize = 64;
@@ -89,30 +89,31 @@ struct Panel<'a> {
 impl Panel<'_> {
     /// Computes tiles, counted through all parts.
     fn run(&self, tiles: Range<usize>) {
+        let mut sums = [[[0.0; TILE]; MAX_GROUP]; MAX_SEGMENTS];
         let mut first_tile = 0;
         for part in &self.weight.parts {
             let part_tiles = part.outputs.div_ceil(TILE);
             let from = tiles.start.clamp(first_tile, first_tile + part_tiles);
             let to = tiles.end.clamp(first_tile, first_tile + part_tiles);
             for tile in from..to {
-                self.tile(part, tile - first_tile);
+                self.tile(part, tile - first_tile, &mut sums);
             }
             first_tile += part_tiles;
         }
     }
 
-    fn tile(&self, part: &PackedPart, tile: usize) {
+    fn tile(&self, part: &PackedPart, tile: usize, sums: &mut [TileSums; MAX_SEGMENTS]) {
         let mut row = self.rows.start;
         while row < self.rows.end {
             let group = group_len(self.rows.end - row);
-            let mut sums = [[[0.0; TILE]; MAX_GROUP]; MAX_SEGMENTS];
             for (segment, sums) in sums[..self.weight.segments].iter_mut().enumerate() {
+                sums[..group].fill([0.0; TILE]);
                 match &part.values {
                     PartValues::Quantized(values) => {
-                        self.quantized(values, tile, segment, row, sums)
+                        self.quantized(values, tile, segment, row, sums);
                     }
                     PartValues::Bf16(values) => {
-                        let blocks = self.buffers.bf16_blocks(self.weight);
+                        let blocks = bf16_blocks(self.weight);
                         let weights = &values.tile(tile)[segment * blocks * BLOCK / 2..]
                             [..blocks * BLOCK / 2];
                         let input = self.buffers.bf16_rows(row, group, segment, self.weight);
@@ -120,7 +121,7 @@ impl Panel<'_> {
                     }
                 }
             }
-            join_segments(&mut sums, self.weight.segments, group);
+            join_segments(sums, self.weight.segments, group);
             self.store(part, tile, row, &sums[0][..group]);
             row += group;
         }
@@ -190,8 +191,8 @@ fn quantized_tile(
         InstructionSet::Portable => {}
         // SAFETY: an `Isa` is only made of an instruction set that the CPU has.
         InstructionSet::Avx2 => return unsafe { avx2::tile(format, tile, blocks, rows, sums) },
-        // SAFETY: as above.
         InstructionSet::Avx512 | InstructionSet::Amx => {
+            // SAFETY: as above.
             return unsafe { avx512::tile(format, tile, blocks, rows, sums) };
         }
     }

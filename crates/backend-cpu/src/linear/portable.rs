@@ -42,7 +42,11 @@ fn tile_of<F: Format>(
                 let offset = |sum: i32| if F::BITS == 8 { 0 } else { offset(sum) };
                 let first = halves[0][lane] - offset(meta.half_sums[0]);
                 let second = halves[1][lane] - offset(meta.half_sums[1]);
-                let dot = first * scales.integers[0][lane] + second * scales.integers[1][lane];
+                let dot = if F::MINIMUM || F::HALVES {
+                    first * scales.integers[0][lane] + second * scales.integers[1][lane]
+                } else {
+                    first + second
+                };
                 *total = fused_multiply_add(dot as f32, scales.scale[lane] * meta.scale, *total);
                 if F::MINIMUM {
                     let minimum = (scales.minimums[lane] * meta.sum) as f32;
@@ -94,8 +98,10 @@ fn dot<F: Format>(
     for start in (first..first + 4).step_by(fit) {
         let mut sums = [0_i16; GROUP_BYTES];
         for group in start..start + fit {
-            let four: [i16; 4] = std::array::from_fn(|i| i16::from(values[group * 4 + i]));
-            let four: [i16; 8] = std::array::from_fn(|i| four[i % 4]);
+            let mut four = [0_i16; 8];
+            for (i, four) in four.iter_mut().enumerate() {
+                *four = i16::from(values[group * 4 + i % 4]);
+            }
             let weights = weights[group].as_chunks::<8>().0;
             for (sums, weights) in sums.as_chunks_mut::<8>().0.iter_mut().zip(weights) {
                 for i in 0..8 {
@@ -154,5 +160,9 @@ impl Scales {
 }
 
 fn halves(bytes: &[u8]) -> [f32; TILE] {
-    std::array::from_fn(|i| f16_bits_to_f32(u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]])))
+    let mut out = [0.0; TILE];
+    for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+        *out = f16_bits_to_f32(u16::from_le_bytes(*bytes));
+    }
+    out
 }

@@ -72,7 +72,9 @@ pub(super) fn as_the_sampler<B: Backend>(make: Make<'_, B>) {
     let params = params();
     let wanted = wanted(&params);
     let mut logits = random_values(wanted.len() * VOCABULARY, 21);
-    logits.iter_mut().for_each(|logit| *logit *= 3.0);
+    for logit in &mut logits {
+        *logit *= 3.0;
+    }
     logits[2 * VOCABULARY + 17] = f32::NAN;
     let got = run(&mut make(limits()), &wanted, &logits, 40);
     let want = run(&mut oracle(), &wanted, &logits, 40);

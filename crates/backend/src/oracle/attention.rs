@@ -99,7 +99,9 @@ pub(super) fn attend(
                 *out += weight * value;
             }
         }
-        out.iter_mut().for_each(|value| *value /= sum);
+        for value in out.iter_mut() {
+            *value /= sum;
+        }
     }
 }
 

@@ -132,7 +132,9 @@ pub fn check_parts(parts: &[WeightView<'_>], split: InnerSplit) -> Result<usize,
         if part.columns != columns {
             return fail(format!("{} columns where its siblings have {columns}", part.columns));
         }
-        if !split.segments.is_power_of_two() || split.segments > 8 || columns % split.segments != 0
+        if !split.segments.is_power_of_two()
+            || split.segments > 8
+            || !columns.is_multiple_of(split.segments)
         {
             return fail(format!(
                 "{columns} columns cannot be cut into {} segments",

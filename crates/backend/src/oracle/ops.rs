@@ -11,7 +11,9 @@ pub(super) fn embed(out: &mut OracleTensor, table: &StoredMatrix, scale: f32, to
     for (row, token) in tokens.iter().enumerate() {
         let out = out.row_mut(row);
         table.row(token.index(), out);
-        out.iter_mut().for_each(|value| *value *= scale);
+        for value in out.iter_mut() {
+            *value *= scale;
+        }
     }
 }
 

@@ -12,10 +12,10 @@ pub fn encode_row(kind: WeightKind, values: &[f32]) -> Option<Vec<u8>> {
     match kind {
         WeightKind::F32 => bytes.extend(values.iter().flat_map(|v| v.to_le_bytes())),
         WeightKind::F16 => {
-            bytes.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()))
+            bytes.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()));
         }
         WeightKind::Bf16 => {
-            bytes.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()))
+            bytes.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()));
         }
         WeightKind::Q4_0 => values.chunks(32).for_each(|block| {
             let (d, quants) = round_block(block, 8);

@@ -100,11 +100,27 @@ async fn unsupported_and_unknown_fields() {
     check(&client, "/v1/completions", &body, "stream_options.x", "unknown_parameter").await;
 }
 
-#[tokio::test]
-async fn chat_fields() {
+/// Checks chat requests with the given further fields.
+async fn check_chat(cases: &[(Value, &str, &str)]) {
     let client = client(script(bytes("x")));
+    for (fields, param, code) in cases {
+        let body = crate::fake_engine::chat_body(fields);
+        let (status, answer) = client.post("/v1/chat/completions", &body).await;
+        let error = &answer["error"];
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{fields}: {answer}");
+        assert_eq!(
+            (&error["param"], &error["code"]),
+            (&json!(param), &json!(code)),
+            "{fields}: {answer}"
+        );
+        assert!(client.engine.requests.lock().unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn chat_messages() {
     let user = json!({"role": "user", "content": "hi"});
-    for (fields, param, code) in [
+    check_chat(&[
         (json!({"messages": null}), "messages", "missing_required_parameter"),
         (json!({"messages": []}), "messages", "invalid_value"),
         (json!({"messages": "hi"}), "messages", "invalid_value"),
@@ -140,6 +156,13 @@ async fn chat_fields() {
             "messages[0].tool_calls[0].function",
             "missing_required_parameter",
         ),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn chat_fields() {
+    check_chat(&[
         (json!({"tools": {}}), "tools", "invalid_value"),
         (json!({"tools": [{"type": "web"}]}), "tools[0].type", "unsupported_value"),
         (
@@ -165,17 +188,8 @@ async fn chat_fields() {
         (json!({"echo": true}), "echo", "unsupported_value"),
         (json!({"prompt": "x"}), "prompt", "unknown_parameter"),
         (json!({"model": null}), "model", "missing_required_parameter"),
-    ] {
-        let body = crate::fake_engine::chat_body(&fields);
-        let (_, answer) = client.post("/v1/chat/completions", &body).await;
-        let error = &answer["error"];
-        assert_eq!(
-            (&error["param"], &error["code"]),
-            (&json!(param), &json!(code)),
-            "{fields}: {answer}"
-        );
-        assert!(client.engine.requests.lock().unwrap().is_empty());
-    }
+    ])
+    .await;
 }
 
 #[tokio::test]
@@ -196,6 +210,7 @@ async fn completion_fields() {
         (json!({"max_tokens": 199}), "prompt", "context_length_exceeded"),
         (json!({"prompt": "a".repeat(200)}), "prompt", "context_length_exceeded"),
         (json!({"prompt": "a".repeat(2000)}), "prompt", "context_length_exceeded"),
+        (json!({"prompt": "a".repeat(100_000)}), "prompt", "context_length_exceeded"),
         (json!({"logprobs": true}), "logprobs", "invalid_value"),
         (json!({"logprobs": 21}), "logprobs", "invalid_value"),
         (json!({"logprobs": -1}), "logprobs", "invalid_value"),
