@@ -2,6 +2,7 @@
 //! hidden 896, 14 heads over 2 of 64, feed-forward 4864, vocabulary 151,936.
 //!
 //! `cargo run --release -p oarlock-backend-cpu --example demo_shapes [threads] [portable|avx2|avx512|amx]`
+#![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
 use std::time::Instant;
 

@@ -1,6 +1,7 @@
 //! Speed of one linear layer per kind, number of rows and instruction set.
 //!
 //! `cargo run --release -p oarlock-backend-cpu --example linear_bench [threads]`
+#![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
 use std::time::{Duration, Instant};
 

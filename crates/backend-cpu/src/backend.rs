@@ -1,6 +1,7 @@
 //! `CpuBackend`: the operations, each over all threads.
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use oarlock_backend::oracle::{check_view, rotary_tables};
 use oarlock_backend::quant::dequantize_row;
@@ -12,7 +13,7 @@ use oarlock_types::{BLOCK_TOKENS, SlotError};
 
 use crate::InstructionSet;
 use crate::activation::gated_activation;
-use crate::attention::{CpuKvCache, HeadGroup, PartState, attend, join_parts};
+use crate::attention::{AttentionCall, CpuKvCache, PartialSums};
 use crate::buffer::{AlignedBuffer, SharedSlice};
 use crate::isa::Isa;
 use crate::linear::{ActivationBuffers, LinearCall, linear};
@@ -20,7 +21,7 @@ use crate::norm::add_rms_norm;
 use crate::pack::CpuWeight;
 use crate::rotary::{CpuRotary, rotate_head};
 use crate::sample::{SampleScratch, sample_row};
-use crate::threads::{ThreadPool, share};
+use crate::threads::{ThreadPool, panic_message, share};
 
 /// Values below which a row-wise operation runs on the caller's thread alone.
 const ALONE: usize = 8 * 1024;
@@ -41,6 +42,7 @@ pub struct CpuBackend {
     limits: BackendLimits,
     pool: ThreadPool,
     activations: ActivationBuffers,
+    partials: PartialSums,
     step: StepRecord,
     tile: Range<usize>,
     results: Vec<RowResult>,
@@ -91,6 +93,7 @@ impl CpuBackend {
             limits,
             pool,
             activations: ActivationBuffers::new(limits.max_tokens.max(limits.max_gathered))?,
+            partials: PartialSums::new(limits.max_positions),
             step: StepRecord::with_limits(&limits),
             tile: 0..0,
             results: Vec::with_capacity(limits.max_tokens + limits.max_chunks),
@@ -122,7 +125,8 @@ impl CpuBackend {
     /// Runs `job(row)` for every row, on all threads where `values` are many.
     fn for_rows(&mut self, rows: usize, values: usize, job: &(dyn Fn(usize) + Sync)) {
         if values <= ALONE {
-            (0..rows).for_each(job);
+            let result = catch_unwind(AssertUnwindSafe(|| (0..rows).for_each(job)));
+            self.check(result.map_err(|panic| panic_message(&*panic)));
             return;
         }
         let threads = self.pool.threads();
@@ -334,38 +338,14 @@ impl Backend for CpuBackend {
         layer: usize,
         params: &AttentionParams,
     ) {
-        let (dim, kv_heads) = (params.head_dim, params.num_kv_heads);
-        let per_kv = params.num_heads / kv_heads;
-        assert_eq!(out.width, params.num_heads * dim, "width of the attention output");
-        let width = out.width;
-        let shared = SharedSlice::new(&mut out.values);
-        let isa = self.isa;
-        let step = &self.step;
-        let tasks = step.num_rows() * kv_heads;
-        let threads = self.pool.threads();
-        let job = |task: usize| {
-            let (row, kv_head) = (task / kv_heads, task % kv_heads);
-            let position = step.position(row);
-            let window = params.sliding_window.map_or(usize::MAX, |window| window as usize);
-            let group = HeadGroup {
-                cache,
-                layer,
-                kv_head,
-                table: step.table(row),
-                visible: ((position + 1).saturating_sub(window), position + 1),
-                scale: params.scale,
-                soft_cap: params.soft_cap,
-                head_dim: dim,
-            };
-            let first = kv_head * per_kv * dim;
-            let queries = &qkv.row(row)[first..first + per_kv * dim];
-            let at = row * width + first;
-            // SAFETY: each task writes its own heads of its own row.
-            let out = unsafe { shared.range(at..at + per_kv * dim) };
-            attend_all_parts(isa, &group, queries, out);
-        };
-        // Tasks of late rows are longer: deal them out in turn.
-        let result = self.pool.run(&|thread| (thread..tasks).step_by(threads).for_each(job));
+        let call = AttentionCall { isa: self.isa, step: &self.step, cache, layer, params };
+        let rows = self.step.num_rows();
+        let result = call.run(
+            &mut self.pool,
+            &mut self.partials,
+            &qkv.values[..rows * qkv.width],
+            &mut out.values[..rows * out.width],
+        );
         self.check(result);
     }
 
@@ -442,43 +422,5 @@ impl Backend for CpuBackend {
 
     fn memory_bytes(&self) -> u64 {
         self.memory_bytes
-    }
-}
-
-/// Heads of one task at most: one set of queries with its states on the stack.
-const MAX_HEADS: usize = 8;
-/// Width of a head at most.
-const MAX_HEAD_DIM: usize = 256;
-
-/// All parts in order, joined, for the query heads of one key/value head of one row.
-fn attend_all_parts(isa: Isa, group: &HeadGroup<'_>, queries: &[f32], out: &mut [f32]) {
-    let dim = group.head_dim;
-    assert!(dim <= MAX_HEAD_DIM && dim.is_multiple_of(16), "width of a head");
-    let mut next_out = [0.0; MAX_HEADS * MAX_HEAD_DIM];
-    for (queries, out) in queries.chunks(MAX_HEADS * dim).zip(out.chunks_mut(MAX_HEADS * dim)) {
-        let heads = queries.len() / dim;
-        let mut states = [PartState::default(); MAX_HEADS];
-        let states = &mut states[..heads];
-        let parts = group.parts();
-        attend(isa, group, parts.start, queries, states, out);
-        for part in parts.skip(1) {
-            let mut next = [PartState::default(); MAX_HEADS];
-            attend(isa, group, part, queries, &mut next[..heads], &mut next_out[..heads * dim]);
-            for head in 0..heads {
-                let range = head * dim..(head + 1) * dim;
-                join_parts(
-                    isa,
-                    &mut states[head],
-                    &mut out[range.clone()],
-                    next[head],
-                    &next_out[range],
-                );
-            }
-        }
-        for (state, out) in states.iter().zip(out.chunks_exact_mut(dim)) {
-            for value in out.iter_mut() {
-                *value /= state.sum;
-            }
-        }
     }
 }

@@ -34,6 +34,15 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+const PARAMS: AttentionParams = AttentionParams {
+    num_heads: 4,
+    num_kv_heads: 4,
+    head_dim: 64,
+    scale: 0.125,
+    sliding_window: None,
+    soft_cap: None,
+};
+
 #[test]
 fn a_warm_decode_step_allocates_nothing() {
     const WIDTH: usize = 256;
@@ -70,14 +79,6 @@ fn a_warm_decode_step_allocates_nothing() {
     let mut gate_up = backend.tensor(RowSet::Tokens, 2 * WIDTH).unwrap();
     let mut gathered = backend.tensor(RowSet::Gathered, WIDTH).unwrap();
     let mut logits = backend.tensor(RowSet::Gathered, VOCABULARY).unwrap();
-    let params = AttentionParams {
-        num_heads: 4,
-        num_kv_heads: 4,
-        head_dim: 64,
-        scale: 0.125,
-        sliding_window: None,
-        soft_cap: None,
-    };
     let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     let seeded = SamplingParams { seed: 3, top_p: 0.9, top_k: 50, ..SamplingParams::default() };
     let mut results = Vec::new();
@@ -96,8 +97,8 @@ fn a_warm_decode_step_allocates_nothing() {
         backend.embed(&mut residual, &table, 1.0);
         backend.add_rms_norm(&mut x, &mut residual, None, &norm, 1e-6);
         backend.linear(&mut qkv, &x, &qkv_weight, None);
-        backend.rotary_kv_write(&mut qkv, &mut cache, 0, &rotary, &params);
-        backend.paged_attention(&mut x, &qkv, &cache, 0, &params);
+        backend.rotary_kv_write(&mut qkv, &mut cache, 0, &rotary, &PARAMS);
+        backend.paged_attention(&mut x, &qkv, &cache, 0, &PARAMS);
         backend.linear(&mut gate_up, &x, &gate_up_weight, None);
         backend.gated_activation(&mut x, &gate_up, Activation::Silu);
         backend.gather(&mut gathered, &x, 0..2);

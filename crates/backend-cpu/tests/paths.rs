@@ -1,4 +1,5 @@
 //! Every operation gives the same bits on every instruction set and any number of threads.
+#![expect(clippy::unwrap_used, reason = "a helper of tests may fail the test")]
 
 use oarlock_backend::conformance::{Sequence, TestStep};
 use oarlock_backend::quant::{SplitMix, random_row};
@@ -32,11 +33,11 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| if v.is_nan() { u32::MAX } else { v.to_bits() }).collect()
 }
 
-/// Compares `run` on all instruction sets and 1 to 3 threads with the portable one on one thread.
+/// Compares `run` on all instruction sets and 1 to 5 threads with the portable one on one thread.
 fn same_everywhere(run: impl Fn(&mut CpuBackend) -> Vec<u32>) {
     let want = run(&mut backend(InstructionSet::Portable, 1));
     for set in InstructionSet::available() {
-        for threads in 1..=3 {
+        for threads in 1..=5 {
             let got = run(&mut backend(set, threads));
             let differs = got.iter().zip(&want).position(|(a, b)| a != b);
             assert_eq!((got.len(), differs), (want.len(), None), "{set} with {threads} threads");
@@ -248,5 +249,27 @@ fn what_cannot_be_is_an_error() {
         assert!(
             CpuBackend::new(CpuConfig { threads: 1, instruction_set: Some(set) }, limits).is_err()
         );
+    }
+}
+
+#[test]
+fn a_failure_voids_the_step_and_the_next_one_works() {
+    for threads in [1, 3] {
+        let mut backend = backend(InstructionSet::detect(), threads);
+        let data = random_row(WeightKind::F32, 64, 0.1, 1);
+        let view =
+            WeightView { name: "t", kind: WeightKind::F32, rows: 1, columns: 64, data: &data };
+        let table = backend.pack_table(&view).unwrap();
+        let mut out = backend.tensor(RowSet::Tokens, 64).unwrap();
+        let mut results = Vec::new();
+        // Many rows run on all threads, one on the caller's alone.
+        for rows in [1, 250] {
+            TestStep::rows(rows).with_tokens(&vec![7; rows]).begin(&mut backend, &[]);
+            backend.embed(&mut out, &table, 1.0);
+            assert!(backend.finish_step(&mut results).is_err(), "a token outside the table");
+            TestStep::rows(rows).with_tokens(&vec![0; rows]).begin(&mut backend, &[]);
+            backend.embed(&mut out, &table, 1.0);
+            backend.finish_step(&mut results).unwrap();
+        }
     }
 }

@@ -43,8 +43,6 @@ struct Completion<'a> {
     choices: Vec<Choice>,
     #[serde(skip_serializing_if = "UsageField::is_absent")]
     usage: UsageField,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_token_ids: Option<Vec<u32>>,
 }
 
 #[derive(Serialize)]
@@ -53,6 +51,8 @@ struct Choice {
     text: String,
     logprobs: Option<CompletionLogprobs>,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<u32>>,
 }
@@ -108,6 +108,7 @@ impl CompletionWire {
         }
         Choice {
             index: 0,
+            prompt_token_ids: None,
             token_ids: self.ids(delta.tokens.iter().map(|token| token.id)),
             text: delta.text,
             logprobs: self.logprobs.then_some(logprobs),
@@ -119,17 +120,13 @@ impl CompletionWire {
         self.return_token_ids.then(|| ids.map(|id| id.0).collect())
     }
 
-    fn push(&mut self, choice: Choice, generation: &Generation, frames: &mut Frames) {
+    fn push(&mut self, mut choice: Choice, generation: &Generation, frames: &mut Frames) {
         let is_first = !std::mem::replace(&mut self.is_begun, true);
-        let prompt_token_ids =
-            if is_first { self.ids(generation.prompt.iter().copied()) } else { None };
+        if is_first {
+            choice.prompt_token_ids = self.ids(generation.prompt.iter().copied());
+        }
         let usage = UsageField::before_end(self.include_usage);
-        frames.push(&Completion {
-            head: &self.head,
-            choices: vec![choice],
-            usage,
-            prompt_token_ids,
-        });
+        frames.push(&Completion { head: &self.head, choices: vec![choice], usage });
     }
 }
 
@@ -151,12 +148,7 @@ impl Wire for CompletionWire {
     fn closing(&mut self, usage: Usage, frames: &mut Frames) {
         if self.include_usage {
             let usage = UsageField::Known(usage);
-            frames.push(&Completion {
-                head: &self.head,
-                choices: Vec::new(),
-                usage,
-                prompt_token_ids: None,
-            });
+            frames.push(&Completion { head: &self.head, choices: Vec::new(), usage });
         }
     }
 
@@ -166,10 +158,9 @@ impl Wire for CompletionWire {
             text.push_str(&answer.text);
             answer.text = text;
         }
-        let choices = vec![self.choice(answer, logprobs)];
+        let mut choice = self.choice(answer, logprobs);
+        choice.prompt_token_ids = self.ids(generation.prompt.iter().copied());
         let usage = UsageField::Known(generation.usage().into());
-        let prompt_token_ids = self.ids(generation.prompt.iter().copied());
-        axum::Json(Completion { head: &self.head, choices, usage, prompt_token_ids })
-            .into_response()
+        axum::Json(Completion { head: &self.head, choices: vec![choice], usage }).into_response()
     }
 }

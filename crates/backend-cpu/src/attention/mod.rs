@@ -1,7 +1,8 @@
 //! Paged attention over an f16 cache.
 
 mod cache;
+mod call;
 mod kernel;
 
 pub use cache::CpuKvCache;
-pub(crate) use kernel::{HeadGroup, PartState, attend, join_parts};
+pub(crate) use call::{AttentionCall, PartialSums};

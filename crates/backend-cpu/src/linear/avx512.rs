@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::pack::{BLOCK, Format, QuantFormat, QuantTile, TILE, with_format};
 
-use super::QuantRows;
+use super::{BlockMeta, QuantRows};
 
 /// See `quantized_tile`.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -55,31 +55,45 @@ fn tile_of<F: Format, const R: usize>(
                 halves[0] = _mm512_dpbusd_epi32(halves[0], weights[group], word(group));
                 halves[1] = _mm512_dpbusd_epi32(halves[1], weights[group + 4], word(group + 4));
             }
-            let dot = if F::HALVES {
-                let first = subtract_offset::<F>(halves[0], meta.half_sums[0]);
-                let second = subtract_offset::<F>(halves[1], meta.half_sums[1]);
-                _mm512_add_epi32(
-                    _mm512_mullo_epi32(first, scales.integers[0]),
-                    _mm512_mullo_epi32(second, scales.integers[1]),
-                )
-            } else {
-                let dot = subtract_offset::<F>(_mm512_add_epi32(halves[0], halves[1]), meta.sum);
-                if F::MINIMUM { _mm512_mullo_epi32(dot, scales.integers[0]) } else { dot }
-            };
-            let unit = _mm512_set1_ps(meta.scale);
-            let factor = _mm512_mul_ps(scales.scale, unit);
-            totals[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), factor, totals[row]);
-            if F::MINIMUM {
-                let minimum = _mm512_mullo_epi32(scales.integers[1], _mm512_set1_epi32(meta.sum));
-                let factor = _mm512_mul_ps(scales.minimum_scale, unit);
-                totals[row] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(minimum), factor, totals[row]);
+            if !F::HALVES {
+                halves[0] = _mm512_add_epi32(halves[0], halves[1]);
             }
+            totals[row] = accumulate::<F>(halves, meta, &scales, totals[row]);
         }
     }
     for (total, sums) in totals.into_iter().zip(sums) {
         // SAFETY: sixteen floats.
         unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), total) };
     }
+}
+
+/// Adds one block to a row's sums. `halves` are the integer sums of the two halves for kinds with
+/// scales per half, else the first is that of the whole block.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn accumulate<F: Format>(
+    halves: [__m512i; 2],
+    meta: &BlockMeta,
+    scales: &Scales,
+    total: __m512,
+) -> __m512 {
+    let dot = if F::HALVES {
+        let first = subtract_offset::<F>(halves[0], meta.half_sums[0]);
+        let second = subtract_offset::<F>(halves[1], meta.half_sums[1]);
+        _mm512_add_epi32(
+            _mm512_mullo_epi32(first, scales.integers[0]),
+            _mm512_mullo_epi32(second, scales.integers[1]),
+        )
+    } else {
+        let dot = subtract_offset::<F>(halves[0], meta.sum);
+        if F::MINIMUM { _mm512_mullo_epi32(dot, scales.integers[0]) } else { dot }
+    };
+    let unit = _mm512_set1_ps(meta.scale);
+    let total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scales.scale, unit), total);
+    if !F::MINIMUM {
+        return total;
+    }
+    let minimum = _mm512_mullo_epi32(scales.integers[1], _mm512_set1_epi32(meta.sum));
+    _mm512_fnmadd_ps(_mm512_cvtepi32_ps(minimum), _mm512_mul_ps(scales.minimum_scale, unit), total)
 }
 
 /// Takes the offset of the quants out of a sum.
@@ -96,7 +110,7 @@ fn subtract_offset<F: Format>(dot: __m512i, sum: i32) -> __m512i {
 
 /// Quants of a block as 8 groups of `[output][4]` bytes.
 #[target_feature(enable = "avx512f,avx512bw")]
-fn unpack<F: Format>(quants: &[u8]) -> [__m512i; 8] {
+pub(super) fn unpack<F: Format>(quants: &[u8]) -> [__m512i; 8] {
     assert_eq!(quants.len(), F::QUANT_BYTES, "quants of a block");
     // SAFETY: `vector` is below the number of whole vectors in the block.
     let load =
@@ -153,7 +167,7 @@ fn or_masked(a: __m512i, b: __m512i, mask: __m512i) -> __m512i {
 }
 
 /// Scales of one block and tile.
-struct Scales {
+pub(super) struct Scales {
     scale: __m512,
     minimum_scale: __m512,
     /// Of the two halves; for kinds with a minimum, scale and minimum.
@@ -162,7 +176,7 @@ struct Scales {
 
 impl Scales {
     #[target_feature(enable = "avx512f")]
-    fn load<F: Format>(tile: &QuantTile<'_>, block: usize) -> Self {
+    pub(super) fn load<F: Format>(tile: &QuantTile<'_>, block: usize) -> Self {
         let bytes: &[u8] = &tile.scales[block * F::SCALE_BYTES..][..F::SCALE_BYTES];
         let zero = _mm512_setzero_si512();
         if F::SUPER_BYTES == 0 {

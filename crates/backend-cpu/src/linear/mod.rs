@@ -3,6 +3,9 @@
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "only Linux is asked for tiles"))]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -14,6 +17,8 @@ pub(crate) use activations::{ActivationBuffers, BlockMeta};
 use std::ops::Range;
 
 use crate::InstructionSet;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use crate::amx::{HardwareTiles, TILE_ROWS};
 use crate::buffer::SharedSlice;
 use crate::isa::Isa;
 use crate::pack::{
@@ -117,7 +122,7 @@ impl Panel<'_> {
                         let weights = &values.tile(tile)[segment * blocks * BLOCK / 2..]
                             [..blocks * BLOCK / 2];
                         let input = self.buffers.bf16_rows(row, group, segment, self.weight);
-                        bf16::tile(self.isa, weights, input, &mut sums[..group]);
+                        bf16_tile(self.isa, weights, input, &mut sums[..group]);
                     }
                 }
             }
@@ -186,6 +191,12 @@ fn quantized_tile(
     rows: QuantRows<'_>,
     sums: &mut [[f32; TILE]],
 ) {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if isa.get() == InstructionSet::Amx && rows.rows == TILE_ROWS {
+        // SAFETY: an `Isa` is only made of an instruction set that the CPU has and the kernel granted;
+        // the tiles are released before this function returns.
+        return unsafe { amx::tile(&HardwareTiles::new(), format, tile, blocks, rows, sums) };
+    }
     #[cfg(target_arch = "x86_64")]
     match isa.get() {
         InstructionSet::Portable => {}
@@ -198,4 +209,102 @@ fn quantized_tile(
     }
     let _ = isa;
     portable::tile(format, tile, blocks, rows, sums);
+}
+
+/// Sums of one tile over the blocks of one segment, from zero, for one group of rows.
+fn bf16_tile(isa: Isa, weights: &[[u32; TILE]], input: (&[f32], usize), sums: &mut [[f32; TILE]]) {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if isa.get() == InstructionSet::Amx
+        && let Some(sums) = sums.first_chunk_mut::<TILE_ROWS>()
+    {
+        // SAFETY: as for int8.
+        let unit = unsafe { HardwareTiles::new() };
+        return amx::bf16_tile(&unit, weights, input, sums);
+    }
+    bf16::tile(isa, weights, input, sums);
+}
+
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
+mod tests {
+    use super::*;
+    use crate::amx::{SoftwareTiles, TILE_ROWS};
+    use oarlock_backend::quant::{SplitMix, random_row};
+    use oarlock_backend::{InnerSplit, WeightKind, WeightView};
+
+    /// One tile of random weights and eight random rows.
+    struct Case {
+        weight: CpuWeight,
+        buffers: ActivationBuffers,
+    }
+
+    impl Case {
+        fn new(kind: WeightKind, isa: Isa) -> Self {
+            let mut pool = ThreadPool::new(1).unwrap();
+            let columns = 1024;
+            let data: Vec<u8> =
+                (0..TILE as u64).flat_map(|row| random_row(kind, columns, 0.1, row)).collect();
+            let view = WeightView { name: "w", kind, rows: TILE, columns, data: &data };
+            let weight = CpuWeight::pack(&[view], InnerSplit::WHOLE, &mut pool).unwrap();
+            let mut buffers = ActivationBuffers::new(TILE_ROWS).unwrap();
+            buffers.reserve(&weight).unwrap();
+            let mut random = SplitMix(2);
+            let input: Vec<f32> = (0..TILE_ROWS * columns).map(|_| random.uniform()).collect();
+            buffers.convert(isa, &mut pool, &input, TILE_ROWS, &weight, weight.takes()).unwrap();
+            Self { weight, buffers }
+        }
+    }
+
+    /// The model of the tile unit under the AMX kernels, against the portable ones; and the unit itself
+    /// where there is one (in `tests/`).
+    #[test]
+    fn tiles_give_the_portable_bits() {
+        let Some(isa) = Isa::new(InstructionSet::Avx512) else {
+            println!("skipped: the AMX kernels need AVX-512 beside the tiles");
+            return;
+        };
+        let portable = Isa::new(InstructionSet::Portable).unwrap();
+        for kind in [
+            WeightKind::Q4_0,
+            WeightKind::Q5_0,
+            WeightKind::Q8_0,
+            WeightKind::Q4K,
+            WeightKind::Q5K,
+            WeightKind::Q6K,
+            WeightKind::F32,
+        ] {
+            let Case { weight, buffers } = Case::new(kind, isa);
+            let mut got = [[0.0; TILE]; TILE_ROWS];
+            let mut want = got;
+            match &weight.parts[0].values {
+                PartValues::Quantized(part) => {
+                    let rows = buffers.quant_rows(0, TILE_ROWS, part.blocks());
+                    let blocks = 0..part.blocks();
+                    let format = part.format();
+                    quantized_tile(
+                        portable,
+                        format,
+                        &part.tile(0),
+                        blocks.clone(),
+                        rows,
+                        &mut want,
+                    );
+                    // SAFETY: AVX-512 was found above.
+                    unsafe {
+                        amx::tile(&SoftwareTiles, format, &part.tile(0), blocks, rows, &mut got);
+                    };
+                }
+                PartValues::Bf16(part) => {
+                    let rows = buffers.bf16_rows(0, TILE_ROWS, 0, &weight);
+                    bf16_tile(portable, part.tile(0), rows, &mut want);
+                    amx::bf16_tile(&SoftwareTiles, part.tile(0), rows, &mut got);
+                }
+            }
+            assert_eq!(
+                got.map(|row| row.map(f32::to_bits)),
+                want.map(|row| row.map(f32::to_bits)),
+                "{kind:?}"
+            );
+        }
+    }
 }

@@ -35,13 +35,23 @@ fn tile_of<F: Format>(
             let at = block * rows.rows + row;
             let values: &[i8; BLOCK] = &rows.values.as_chunks().0[at];
             let meta = &rows.meta[at];
-            let halves = [dot::<F>(&weights, values, 0), dot::<F>(&weights, values, 4)];
+            let halves = if WHOLE_BITS.contains(&F::BITS) {
+                [dot::<F>(&weights, values, 0..8), [0; TILE]]
+            } else {
+                [dot::<F>(&weights, values, 0..4), dot::<F>(&weights, values, 4..8)]
+            };
             for (lane, total) in sums.iter_mut().enumerate() {
-                let offset = |sum: i32| F::OFFSET_SHIFT.map_or(0, |shift| sum << shift);
-                // Eight-bit quants were multiplied as signed bytes.
-                let offset = |sum: i32| if F::BITS == 8 { 0 } else { offset(sum) };
-                let first = halves[0][lane] - offset(meta.half_sums[0]);
-                let second = halves[1][lane] - offset(meta.half_sums[1]);
+                // Eight-bit quants were multiplied as signed bytes: nothing to take out.
+                let shift = if F::BITS == 8 { None } else { F::OFFSET_SHIFT };
+                let offset = |sum: i32| shift.map_or(0, |shift| sum << shift);
+                let [first, second] = if WHOLE_BITS.contains(&F::BITS) {
+                    [halves[0][lane] - offset(meta.sum), 0]
+                } else {
+                    [
+                        halves[0][lane] - offset(meta.half_sums[0]),
+                        halves[1][lane] - offset(meta.half_sums[1]),
+                    ]
+                };
                 let dot = if F::MINIMUM || F::HALVES {
                     first * scales.integers[0][lane] + second * scales.integers[1][lane]
                 } else {
@@ -86,16 +96,19 @@ fn unpack<F: Format>(quants: &[u8], out: &mut [[u8; GROUP_BYTES]; 8]) {
     }
 }
 
-/// Sum of four groups from `first` on, per output. Products are added in 16 bits as long as they fit:
-/// 4 · 63 · 127 (6 bits) and 2 · 128 · 127 (8 bits, signed) are less than 2¹⁵.
+/// Quants whose products with a whole block's activations add up in 16 bits: 8 · 31 · 127 < 2¹⁵.
+const WHOLE_BITS: Range<usize> = 4..6;
+
+/// Sum of some groups, per output. Products are added in 16 bits as long as they fit: 8 of 4 or 5 bits,
+/// 4 of 6 bits (4 · 63 · 127), 2 of 8 bits (2 · 128 · 127, signed).
 fn dot<F: Format>(
     weights: &[[u8; GROUP_BYTES]; 8],
     values: &[i8; BLOCK],
-    first: usize,
+    groups: Range<usize>,
 ) -> [i32; TILE] {
-    let fit = if F::BITS == 8 { 2 } else { 4 };
+    let fit = if F::BITS == 8 { 2 } else { groups.len() };
     let mut totals = [0; TILE];
-    for start in (first..first + 4).step_by(fit) {
+    for start in groups.step_by(fit) {
         let mut sums = [0_i16; GROUP_BYTES];
         for group in start..start + fit {
             let mut four = [0_i16; 8];

@@ -35,7 +35,7 @@ fn models_and_health(server: &Server) {
 
 fn second_turn_is_cached(server: &Server) {
     let story = "Once upon a time there was a scheduler that never slept and never lost a block. "
-        .repeat(56);
+        .repeat(64);
     let mut request = chat(&format!("Summarize: {story}"));
     let first = server.post("/v1/chat/completions", &request).ok_json();
     let prompt_tokens = first["usage"]["prompt_tokens"].as_u64().expect("a count");
@@ -142,7 +142,7 @@ fn bad_requests(server: &Server) {
         unsupported("max_tokens", json!("many")),
         unsupported("stop", json!([""])),
         (long, 400, String::new()),
-        (json!({"model": "other", "messages": []}), 404, "model".to_owned()),
+        (json!({"model": "other", "messages": [{"role": "user", "content": "hi"}]}), 404, "model".to_owned()),
         (json!({"model": "demo", "messages": []}), 400, "messages".to_owned()),
         (json!([]), 400, String::new()),
     ];

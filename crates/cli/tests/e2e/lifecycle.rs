@@ -35,9 +35,9 @@ fn streams_survive_the_death_of_the_worker() {
     let undisturbed: Vec<_> = requests.iter().map(|request| ask(&server, request)).collect();
     let victim = server.worker_pids()[0];
     let survived: Vec<_> = std::thread::scope(|scope| {
+        let server = &server;
         let streams: Vec<_> =
-            requests.iter().map(|request| scope.spawn(|| read_stream(&server, request)));
-        let streams: Vec<_> = streams.collect();
+            requests.iter().map(|request| scope.spawn(move || read_stream(server, request))).collect();
         let generated = server.metric("oarlock_generation_tokens_total");
         wait_until("all eight streams are in their middle", Duration::from_secs(60), || {
             server.metric("oarlock_generation_tokens_total") > generated + 80.0

@@ -23,7 +23,7 @@ for chunk in stream:
         pieces.append(choice.delta.content or "")
         finish = choice.finish_reason or finish
 assert "".join(pieces) == chat.choices[0].message.content, pieces
-assert usage == chat.usage and finish == "stop", (usage, finish)
+assert usage.total_tokens == chat.usage.total_tokens and finish == "stop", (usage, finish)
 
 scored = client.chat.completions.create(
     model="demo", messages=messages, temperature=0, max_tokens=4, logprobs=True, top_logprobs=2

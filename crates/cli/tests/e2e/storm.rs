@@ -47,7 +47,7 @@ fn a_storm_changes_no_answer() {
         .collect();
     drop(calm);
 
-    let tight = ["--kv-cache-tokens", "640", "--step-tokens", "48", "--max-seqs", "8"];
+    let tight = ["--kv-cache-tokens", "320", "--step-tokens", "48", "--max-seqs", "8"];
     let server = Server::start(&options.args(tight)).unwrap();
     let next = AtomicUsize::new(0);
     let finished = AtomicUsize::new(0);

@@ -61,7 +61,7 @@ async fn logprobs_go_on_after_the_echo() {
     let choice = &body["choices"][0];
     assert_eq!(choice["text"], "abcd");
     assert_eq!(choice["token_ids"], json!([99, 100]));
-    assert_eq!(body["prompt_token_ids"], json!([97, 98]));
+    assert_eq!(body["choices"][0]["prompt_token_ids"], json!([97, 98]));
     let logprobs = &choice["logprobs"];
     assert_eq!(
         logprobs["tokens"],
@@ -81,7 +81,7 @@ async fn a_stream_echoes_first() {
     let frames = frames(&text);
     assert_eq!(frames[0]["choices"][0]["text"], "ab");
     assert_eq!(frames[0]["choices"][0]["logprobs"]["token_logprobs"], json!([null, -9.8]));
-    assert_eq!(frames[0]["prompt_token_ids"], json!([97, 98]));
+    assert_eq!(frames[0]["choices"][0]["prompt_token_ids"], json!([97, 98]));
     assert_eq!(frames[1]["choices"][0]["text"], "c");
     assert_eq!(frames[1]["choices"][0]["token_ids"], json!([99]));
     assert_eq!(frames.last().unwrap()["choices"][0]["finish_reason"], "length");

@@ -132,6 +132,8 @@ async fn streams_and_bodies_say_the_same() {
                 assert_eq!(join(&frames, path), expected);
                 assert_eq!(frames.last().unwrap()["usage"], whole["usage"]);
                 assert_eq!(frames[0]["prompt_token_ids"], whole["prompt_token_ids"]);
+                let first = &frames[0]["choices"][0];
+                assert_eq!(first["prompt_token_ids"], choice["prompt_token_ids"]);
                 client.idle().await;
             }
         }

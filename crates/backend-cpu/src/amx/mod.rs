@@ -1,0 +1,37 @@
+//! AMX: asking the kernel for tiles, and the two tile operations, in hardware and as a model of it.
+
+mod unit;
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) use unit::HardwareTiles;
+#[cfg(test)]
+pub(crate) use unit::SoftwareTiles;
+pub(crate) use unit::{Columns, TILE_ROWS, TileUnit};
+
+/// Whether the CPU has AMX tiles with int8 and bfloat16, and Linux lets this process use them.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) fn request_tiles() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    use std::sync::OnceLock;
+
+    /// `ARCH_REQ_XCOMP_PERM`: ask for the use of an extended register state (arch_prctl(2)).
+    const REQUEST_PERMISSION: libc::c_long = 0x1023;
+    /// `XFEATURE_XTILEDATA`: the tiles.
+    const TILE_DATA: libc::c_long = 18;
+    /// AMX-BF16, AMX-TILE and AMX-INT8 in EDX of leaf 7.
+    const FEATURES: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    static GRANTED: OnceLock<bool> = OnceLock::new();
+    *GRANTED.get_or_init(|| {
+        if __cpuid(0).eax < 7 || __cpuid_count(7, 0).edx & FEATURES != FEATURES {
+            return false;
+        }
+        // SAFETY: this request only changes which instructions the process may use.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 }
+    })
+}
+
+/// Only Linux on x86-64 is asked.
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+pub(crate) fn request_tiles() -> bool {
+    false
+}

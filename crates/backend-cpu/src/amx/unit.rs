@@ -1,0 +1,231 @@
+//! The tile operations that the kernels use. The software model follows Intel's definition of each
+//! instruction (Software Developer's Manual, volume 2) and stands in for the hardware in tests.
+
+/// Rows of activations in one tile: those of a full group.
+pub(crate) const TILE_ROWS: usize = 8;
+
+/// Groups of four columns of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Columns {
+    /// All 32.
+    All,
+    /// The first 16.
+    First,
+    /// The last 16.
+    Second,
+}
+
+/// A unit that multiplies tiles.
+pub(crate) trait TileUnit {
+    /// `TDPBSUD` from zero: `c[m][n]` is the sum of `a[m][k] * b[k / 4][4 n + k % 4]` over the columns.
+    fn int8(
+        &self,
+        a: &[[i8; 32]; TILE_ROWS],
+        b: &[[u8; 64]; 8],
+        columns: Columns,
+        c: &mut [[i32; 16]; TILE_ROWS],
+    );
+
+    /// `TDPBF16PS`: adds one block of 32 columns to `c`. Words are pairs, the even column low.
+    fn bf16(&self, a: &[[u32; 16]; TILE_ROWS], b: &[[u32; 16]; 16], c: &mut [[f32; 16]; TILE_ROWS]);
+}
+
+/// The definition, step by step.
+#[cfg(test)]
+pub(crate) struct SoftwareTiles;
+
+#[cfg(test)]
+impl TileUnit for SoftwareTiles {
+    fn int8(
+        &self,
+        a: &[[i8; 32]; TILE_ROWS],
+        b: &[[u8; 64]; 8],
+        columns: Columns,
+        c: &mut [[i32; 16]; TILE_ROWS],
+    ) {
+        let groups = match columns {
+            Columns::All => 0..8,
+            Columns::First => 0..4,
+            Columns::Second => 4..8,
+        };
+        for m in 0..TILE_ROWS {
+            for n in 0..16 {
+                c[m][n] = 0;
+                for k in groups.clone() {
+                    for i in 0..4 {
+                        c[m][n] += i32::from(a[m][4 * k + i]) * i32::from(b[k][4 * n + i]);
+                    }
+                }
+            }
+        }
+    }
+
+    fn bf16(
+        &self,
+        a: &[[u32; 16]; TILE_ROWS],
+        b: &[[u32; 16]; 16],
+        c: &mut [[f32; 16]; TILE_ROWS],
+    ) {
+        /// Denormal operands count as zero, denormal results become zero.
+        fn flush(value: f32) -> f32 {
+            if value.is_subnormal() { 0.0_f32.copysign(value) } else { value }
+        }
+        let even = |word: u32| flush(f32::from_bits(word << 16));
+        let odd = |word: u32| flush(f32::from_bits(word & 0xffff_0000));
+        for m in 0..TILE_ROWS {
+            for n in 0..16 {
+                let mut sums = [0.0_f32; 2];
+                for k in 0..16 {
+                    sums[0] = flush(even(a[m][k]).mul_add(even(b[k][n]), sums[0]));
+                    sums[1] = flush(odd(a[m][k]).mul_add(odd(b[k][n]), sums[1]));
+                }
+                c[m][n] = flush(flush(c[m][n]) + flush(sums[0] + sums[1]));
+            }
+        }
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) use hardware::HardwareTiles;
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod hardware {
+    use std::arch::asm;
+    use std::marker::PhantomData;
+
+    use super::{Columns, TILE_ROWS, TileUnit};
+
+    /// Tiles of this thread, configured while the value lives.
+    ///
+    /// Tiles 0 to 2 are c, a and b of a whole block; 3 to 5 of half a block; 6 is a of bfloat16 and 7
+    /// its b. The compiler never uses tile registers itself.
+    pub(crate) struct HardwareTiles {
+        /// Tiles belong to a thread.
+        thread: PhantomData<*const ()>,
+    }
+
+    /// Memory operand of `LDTILECFG`.
+    #[repr(C, align(64))]
+    struct Configuration {
+        palette: u8,
+        start_row: u8,
+        reserved: [u8; 14],
+        column_bytes: [u16; 16],
+        rows: [u8; 16],
+    }
+
+    impl HardwareTiles {
+        /// Configures the tiles.
+        ///
+        /// # Safety
+        /// `request_tiles` gave true, and this thread has no other `HardwareTiles`.
+        pub(crate) unsafe fn new() -> Self {
+            let mut configuration = Configuration {
+                palette: 1,
+                start_row: 0,
+                reserved: [0; 14],
+                column_bytes: [0; 16],
+                rows: [0; 16],
+            };
+            let rows = TILE_ROWS as u8;
+            for (tile, (rows, bytes)) in [
+                (rows, 64),
+                (rows, 32),
+                (8, 64),
+                (rows, 64),
+                (rows, 16),
+                (4, 64),
+                (rows, 64),
+                (16, 64),
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                configuration.rows[tile] = rows;
+                configuration.column_bytes[tile] = bytes;
+            }
+            // SAFETY: the CPU has tiles by the caller's promise; the operand is 64 bytes long.
+            unsafe {
+                asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, readonly, preserves_flags));
+            }
+            Self { thread: PhantomData }
+        }
+    }
+
+    impl Drop for HardwareTiles {
+        fn drop(&mut self) {
+            let _ = self.thread;
+            // SAFETY: `new` configured the tiles of this thread; `Self` does not move to another.
+            unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+        }
+    }
+
+    impl TileUnit for HardwareTiles {
+        #[inline(always)]
+        fn int8(
+            &self,
+            a: &[[i8; 32]; TILE_ROWS],
+            b: &[[u8; 64]; 8],
+            columns: Columns,
+            c: &mut [[i32; 16]; TILE_ROWS],
+        ) {
+            let (a, b) = match columns {
+                Columns::All | Columns::First => (a.as_ptr().cast::<i8>(), b.as_ptr()),
+                // SAFETY: inside the first row, and inside the array.
+                Columns::Second => unsafe { (a.as_ptr().cast::<i8>().add(16), b.as_ptr().add(4)) },
+            };
+            if columns == Columns::All {
+                // SAFETY: the tiles' shapes are those of the arguments: 8 rows of 32 bytes 32 apart, 8
+                // rows of 64 bytes, 8 rows of 64 bytes.
+                unsafe {
+                    asm!(
+                        "tilezero tmm0",
+                        "tileloadd tmm1, [{a} + {a_stride}]",
+                        "tileloadd tmm2, [{b} + {stride}]",
+                        "tdpbsud tmm0, tmm1, tmm2",
+                        "tilestored [{c} + {stride}], tmm0",
+                        a = in(reg) a, a_stride = in(reg) 32_usize, b = in(reg) b, stride = in(reg) 64_usize,
+                        c = in(reg) c.as_mut_ptr(),
+                        options(nostack, preserves_flags),
+                    );
+                }
+            } else {
+                // SAFETY: as above, with 16 columns: 8 rows of 16 bytes 32 apart, 4 rows of 64 bytes.
+                unsafe {
+                    asm!(
+                        "tilezero tmm3",
+                        "tileloadd tmm4, [{a} + {a_stride}]",
+                        "tileloadd tmm5, [{b} + {stride}]",
+                        "tdpbsud tmm3, tmm4, tmm5",
+                        "tilestored [{c} + {stride}], tmm3",
+                        a = in(reg) a, a_stride = in(reg) 32_usize, b = in(reg) b, stride = in(reg) 64_usize,
+                        c = in(reg) c.as_mut_ptr(),
+                        options(nostack, preserves_flags),
+                    );
+                }
+            }
+        }
+
+        #[inline(always)]
+        fn bf16(
+            &self,
+            a: &[[u32; 16]; TILE_ROWS],
+            b: &[[u32; 16]; 16],
+            c: &mut [[f32; 16]; TILE_ROWS],
+        ) {
+            // SAFETY: 8 rows of 64 bytes, 16 rows of 64 bytes, 8 rows of 64 bytes.
+            unsafe {
+                asm!(
+                    "tileloadd tmm0, [{c} + {stride}]",
+                    "tileloadd tmm6, [{a} + {stride}]",
+                    "tileloadd tmm7, [{b} + {stride}]",
+                    "tdpbf16ps tmm0, tmm6, tmm7",
+                    "tilestored [{c} + {stride}], tmm0",
+                    a = in(reg) a.as_ptr(), b = in(reg) b.as_ptr(), stride = in(reg) 64_usize,
+                    c = in(reg) c.as_mut_ptr(),
+                    options(nostack, preserves_flags),
+                );
+            }
+        }
+    }
+}
