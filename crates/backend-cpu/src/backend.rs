@@ -21,7 +21,7 @@ use crate::norm::add_rms_norm;
 use crate::pack::CpuWeight;
 use crate::rotary::{CpuRotary, rotate_head};
 use crate::sample::{SampleScratch, sample_row};
-use crate::threads::{ThreadPool, panic_message, share};
+use crate::threads::{ThreadPool, panic_message, quarter_share};
 
 /// Values below which a row-wise operation runs on the caller's thread alone.
 const ALONE: usize = 8 * 1024;
@@ -130,7 +130,8 @@ impl CpuBackend {
             return;
         }
         let threads = self.pool.threads();
-        let result = self.pool.run(&|thread| share(rows, thread, threads).for_each(job));
+        let result =
+            self.pool.run(rows, quarter_share(rows, threads), &|_, rows| rows.for_each(job));
         self.check(result);
     }
 }
@@ -384,11 +385,10 @@ impl Backend for CpuBackend {
         let results = SharedSlice::new(&mut self.results[first..]);
         let scratch = SharedSlice::new(&mut self.scratch);
         let isa = self.isa;
-        let threads = self.pool.threads();
-        let result = self.pool.run(&|thread| {
+        let result = self.pool.run(wanted.len(), 1, &|thread, rows| {
             // SAFETY: each thread has its own scratch memory.
             let scratch = unsafe { &mut scratch.range(thread..thread + 1)[0] };
-            for row in share(wanted.len(), thread, threads) {
+            for row in rows {
                 // SAFETY: each row is sampled by one thread.
                 let result = unsafe { &mut results.range(row..row + 1)[0] };
                 sample_row(isa, logits.row(row), &wanted[row], scratch, result);

@@ -1,7 +1,7 @@
 //! The backend's threads: helpers that wait for a job, run their share of it, and wait again.
 //!
 //! Waiting spins briefly, since the next operation of a step follows within microseconds, and then
-//! sleeps, since the machine may be shared. The share of a thread depends on its index only.
+//! sleeps, since the machine may be shared. Threads take ranges of a job as they become free.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -15,8 +15,11 @@ use std::thread::{JoinHandle, Thread, current, park};
 /// Rounds of waiting before a thread sleeps: some 30 µs.
 const SPINS: u32 = 2000;
 
-/// What all threads run: called with the index of the thread.
-type Job<'a> = dyn Fn(usize) + Sync + 'a;
+/// What all threads run: called with the index of the thread and a range of the job's items.
+type Job<'a> = dyn Fn(usize, Range<usize>) + Sync + 'a;
+
+/// Bit of [`Shared::entry`]: helpers may enter the current job.
+const OPEN: u32 = 1 << 31;
 
 /// The caller and its helpers.
 #[derive(Debug)]
@@ -26,10 +29,12 @@ pub(crate) struct ThreadPool {
 }
 
 struct Shared {
-    /// Counts jobs; changes after `job` was written.
+    /// Counts jobs; changes after the job was opened.
     epoch: AtomicU32,
-    /// Helpers that have not finished the current job.
-    running: AtomicUsize,
+    /// [`OPEN`], and the number of helpers inside the job.
+    entry: AtomicU32,
+    /// First item that no thread has taken.
+    next: AtomicUsize,
     stop: AtomicBool,
     job: UnsafeCell<Option<JobPointer>>,
     /// First panic of the current job.
@@ -39,11 +44,13 @@ struct Shared {
 #[derive(Clone)]
 struct JobPointer {
     job: *const Job<'static>,
+    items: usize,
+    chunk: usize,
     caller: Thread,
 }
 
-// SAFETY: `job` is written only by the caller of `run` while no helper runs (`running` is 0), and read
-// by helpers after they saw the new epoch. The job itself is `Sync`.
+// SAFETY: `job` is written only by the caller of `run` while the job is closed and nobody is inside, and
+// read by helpers that are inside. The job itself is `Sync`.
 unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
@@ -60,7 +67,8 @@ impl ThreadPool {
         assert!(threads > 0, "at least the caller's thread");
         let shared = Arc::new(Shared {
             epoch: AtomicU32::new(0),
-            running: AtomicUsize::new(0),
+            entry: AtomicU32::new(0),
+            next: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             job: UnsafeCell::new(None),
             panic: Mutex::new(None),
@@ -79,38 +87,44 @@ impl ThreadPool {
         self.helpers.len() + 1
     }
 
-    /// Runs `job(index)` on every thread and waits for all. The message of a panic is the error.
-    pub(crate) fn run(&mut self, job: &Job<'_>) -> Result<(), String> {
+    /// Runs `job(thread, range)` until ranges of at most `chunk` have covered `0..items` once, and waits.
+    /// The message of a panic is the error; other ranges still run.
+    ///
+    /// Which thread takes a range depends on who is free, so that a thread which the machine gave to
+    /// somebody else delays one range only. Results must not depend on it.
+    pub(crate) fn run(&mut self, items: usize, chunk: usize, job: &Job<'_>) -> Result<(), String> {
         let shared = &*self.shared;
-        if self.helpers.is_empty() {
-            return catch_unwind(AssertUnwindSafe(|| job(0)))
+        let chunk = chunk.max(1);
+        if self.helpers.is_empty() || items <= chunk {
+            return catch_unwind(AssertUnwindSafe(|| job(0, 0..items)))
                 .map_err(|panic| panic_message(&*panic));
         }
         #[expect(
             clippy::transmute_ptr_to_ptr,
             reason = "a cast cannot lengthen the lifetime of a trait object"
         )]
-        // SAFETY: only the lifetime changes. Helpers use the pointer while `running` is not 0, and this
-        // function does not return before.
-        let job_pointer: *const Job<'static> =
-            unsafe { std::mem::transmute(std::ptr::from_ref(job)) };
-        // SAFETY: `running` is 0, so no helper reads it, and `&mut self` keeps other callers out.
-        unsafe { *shared.job.get() = Some(JobPointer { job: job_pointer, caller: current() }) };
-        shared.running.store(self.helpers.len(), Ordering::Relaxed);
+        // SAFETY: only the lifetime changes. Helpers use the pointer while they are inside the job, and
+        // this function does not return before all have left.
+        let job: *const Job<'static> = unsafe { std::mem::transmute(std::ptr::from_ref(job)) };
+        let pointer = JobPointer { job, items, chunk, caller: current() };
+        // SAFETY: the job is closed and nobody is inside; `&mut self` keeps other callers out.
+        unsafe { *shared.job.get() = Some(pointer.clone()) };
+        shared.next.store(0, Ordering::Relaxed);
+        shared.entry.store(OPEN, Ordering::Release);
         shared.epoch.fetch_add(1, Ordering::Release);
         for helper in &self.helpers {
             helper.thread().unpark();
         }
-        let own = catch_unwind(AssertUnwindSafe(|| job(0)));
+        shared.work(0, &pointer);
+        // All ranges are taken: who has not entered need not.
+        shared.entry.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0;
-        while shared.running.load(Ordering::Acquire) != 0 {
+        while shared.entry.load(Ordering::Acquire) != 0 {
             wait(&mut spins);
         }
-        let helpers_panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match (own, helpers_panic) {
-            (Err(panic), _) => Err(panic_message(&*panic)),
-            (Ok(()), Some(message)) => Err(message),
-            (Ok(()), None) => Ok(()),
+        match shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(message) => Err(message),
+            None => Ok(()),
         }
     }
 }
@@ -141,17 +155,39 @@ impl Shared {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
-            // SAFETY: written before the epoch changed, and not again before `running` is 0.
-            let Some(JobPointer { job, caller }) = (unsafe { (*self.job.get()).clone() }) else {
+            if !self.enter() {
                 continue;
-            };
-            // SAFETY: `run` keeps the job borrowed until `running` is 0.
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| unsafe { (*job)(index) })) {
+            }
+            // SAFETY: this thread is inside the job, so the caller does not write it.
+            if let Some(job) = unsafe { (*self.job.get()).clone() } {
+                self.work(index, &job);
+                // The last one out wakes the caller, if that has closed the job and waits.
+                if self.entry.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    job.caller.unpark();
+                }
+            }
+        }
+    }
+
+    /// Whether this thread is inside the current job now.
+    fn enter(&self) -> bool {
+        let more = |entry: u32| (entry & OPEN != 0).then_some(entry + 1);
+        self.entry.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
+    }
+
+    /// Takes ranges until there are none.
+    fn work(&self, index: usize, job: &JobPointer) {
+        loop {
+            let first = self.next.fetch_add(job.chunk, Ordering::Relaxed);
+            if first >= job.items {
+                return;
+            }
+            let range = first..job.items.min(first + job.chunk);
+            // SAFETY: `run` keeps the job borrowed until all have left it.
+            let body = unsafe { &*job.job };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(index, range))) {
                 let message = panic_message(&*panic);
                 self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message);
-            }
-            if self.running.fetch_sub(1, Ordering::AcqRel) == 1 {
-                caller.unpark();
             }
         }
     }
@@ -176,9 +212,9 @@ pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "a thread panicked".to_owned())
 }
 
-/// The share of thread `index` of `threads` in `0..len`: consecutive, in order, nearly equal.
-pub(crate) fn share(len: usize, index: usize, threads: usize) -> Range<usize> {
-    len * index / threads..len * (index + 1) / threads
+/// Items of one range, so that each thread takes about four.
+pub(crate) fn quarter_share(items: usize, threads: usize) -> usize {
+    items.div_ceil(threads * 4).max(1)
 }
 
 #[cfg(test)]
@@ -186,36 +222,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_thread_runs_every_job() {
+    fn every_item_runs_once() {
         for threads in 1..=4 {
             let mut pool = ThreadPool::new(threads).unwrap();
-            let counts: Vec<AtomicUsize> = (0..threads).map(|_| AtomicUsize::new(0)).collect();
-            for _ in 0..2000 {
-                pool.run(&|index| {
-                    counts[index].fetch_add(1, Ordering::Relaxed);
+            for items in (0..400).chain([5000; 200]) {
+                let counts: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(items, items % 7, &|index, range| {
+                    assert!(index < threads);
+                    for item in range {
+                        counts[item].fetch_add(1, Ordering::Relaxed);
+                    }
                 })
                 .unwrap();
+                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
             }
-            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 2000));
         }
     }
 
     #[test]
     fn a_panic_is_an_error_and_the_pool_goes_on() {
         let mut pool = ThreadPool::new(3).unwrap();
-        for bad in 0..3 {
-            let result = pool.run(&|index| assert_ne!(index, bad, "thread {bad} fails"));
+        for bad in 0..30 {
+            let result =
+                pool.run(30, 1, &|_, range| assert_ne!(range.start, bad, "item {bad} fails"));
             assert!(result.unwrap_err().contains("fails"));
         }
-        pool.run(&|_| {}).unwrap();
-    }
-
-    #[test]
-    fn shares_cover_everything_once() {
-        for (len, threads) in [(0, 3), (1, 4), (10, 3), (16, 16), (1000, 7)] {
-            let covered: Vec<usize> =
-                (0..threads).flat_map(|index| share(len, index, threads)).collect();
-            assert_eq!(covered, (0..len).collect::<Vec<_>>());
-        }
+        pool.run(30, 1, &|_, _| {}).unwrap();
     }
 }

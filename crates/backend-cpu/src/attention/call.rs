@@ -8,7 +8,7 @@ use oarlock_backend::{AttentionParams, StepRecord};
 
 use crate::buffer::SharedSlice;
 use crate::isa::Isa;
-use crate::threads::ThreadPool;
+use crate::threads::{ThreadPool, quarter_share};
 
 use super::CpuKvCache;
 use super::kernel::{HeadGroup, PART, PartState, attend, join_parts};
@@ -84,9 +84,8 @@ impl<'a> AttentionCall<'a> {
             return self.run_spread(pool, partials, qkv, out);
         }
         let shared = SharedSlice::new(out);
-        pool.run(&|thread| {
-            // Tasks of late rows are longer: deal them out in turn.
-            for task in (thread..tasks).step_by(threads) {
+        pool.run(tasks, quarter_share(tasks, threads).min(32), &|_, range| {
+            for task in range {
                 let heads = self.heads() * dim;
                 // SAFETY: tasks write their own heads of their own row, in order of tasks.
                 let out = unsafe { shared.range(task * heads..(task + 1) * heads) };
@@ -178,25 +177,22 @@ impl<'a> AttentionCall<'a> {
         let max_parts = partials.max_parts;
         let states = SharedSlice::new(&mut partials.states);
         let sums = SharedSlice::new(&mut partials.sums);
-        pool.run(&|thread| {
-            let mut unit = 0;
-            for task in 0..tasks {
+        pool.run(tasks * max_parts, 1, &|_, range| {
+            for unit in range {
+                let (task, part) = (unit / max_parts, unit % max_parts);
                 let group = self.group(task);
-                for part in group.parts() {
-                    unit += 1;
-                    if unit % threads != thread {
-                        continue;
-                    }
-                    let first = (task * max_parts + part) * heads;
-                    // SAFETY: each part of each task belongs to one thread.
-                    let (states, sums) = unsafe {
-                        (
-                            states.range(first..first + heads),
-                            sums.range(first * dim..(first + heads) * dim),
-                        )
-                    };
-                    attend(self.isa, &group, part, self.queries(task, qkv), states, sums);
+                if !group.parts().contains(&part) {
+                    continue;
                 }
+                let first = unit * heads;
+                // SAFETY: each part of each task is taken by one thread.
+                let (states, sums) = unsafe {
+                    (
+                        states.range(first..first + heads),
+                        sums.range(first * dim..(first + heads) * dim),
+                    )
+                };
+                attend(self.isa, &group, part, self.queries(task, qkv), states, sums);
             }
         })?;
         for (task, out) in out.chunks_exact_mut(heads * dim).enumerate() {

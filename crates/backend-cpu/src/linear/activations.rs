@@ -7,7 +7,7 @@ use crate::buffer::{AlignedBuffer, SharedSlice};
 use crate::isa::{Isa, multiversion};
 use crate::lanes::Lanes;
 use crate::pack::{BLOCK, CpuWeight, round_to_bf16};
-use crate::threads::{ThreadPool, share};
+use crate::threads::{ThreadPool, quarter_share};
 
 use super::QuantRows;
 
@@ -116,9 +116,8 @@ impl ActivationBuffers {
         // Whole groups go to one thread, since their rows are interleaved.
         let groups = rows.div_ceil(MAX_GROUP);
         let threads = pool.threads();
-        pool.run(&|thread| {
-            let share = share(groups, thread, threads);
-            convert(share.start * MAX_GROUP, rows.min(share.end * MAX_GROUP));
+        pool.run(groups, quarter_share(groups, threads), &|_, groups| {
+            convert(groups.start * MAX_GROUP, rows.min(groups.end * MAX_GROUP));
         })
     }
 

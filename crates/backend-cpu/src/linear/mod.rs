@@ -24,7 +24,7 @@ use crate::isa::Isa;
 use crate::pack::{
     BLOCK, CpuWeight, PackedPart, PartValues, QuantFormat, QuantPart, QuantTile, TILE,
 };
-use crate::threads::{ThreadPool, share};
+use crate::threads::{ThreadPool, quarter_share};
 
 use activations::{MAX_GROUP, bf16_blocks, group_len};
 
@@ -71,8 +71,7 @@ pub(crate) fn linear(
     let out = SharedSlice::new(out);
     let threads = pool.threads();
     let buffers = &*buffers;
-    pool.run(&|thread| {
-        let tiles = share(weight.tiles(), thread, threads);
+    pool.run(weight.tiles(), quarter_share(weight.tiles(), threads), &|_, tiles| {
         for first_row in (0..rows).step_by(PANEL) {
             let rows = first_row..rows.min(first_row + PANEL);
             let panel = Panel { isa, weight, bias, buffers, rows, out };

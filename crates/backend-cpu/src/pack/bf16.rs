@@ -5,7 +5,7 @@ use oarlock_backend::quant::dequantize_row;
 use oarlock_backend::{BackendError, WeightView};
 
 use crate::buffer::{AlignedBuffer, SharedSlice};
-use crate::threads::{ThreadPool, share};
+use crate::threads::{ThreadPool, quarter_share};
 
 use super::{BLOCK, TILE};
 
@@ -40,9 +40,9 @@ impl Bf16Part {
         let shared = SharedSlice::new(&mut words);
         let threads = pool.threads();
         let row_bytes = view.data.len() / view.rows;
-        pool.run(&|thread| {
+        pool.run(tiles, quarter_share(tiles, threads), &|_, range| {
             let mut row = vec![0.0; view.columns];
-            for tile in share(tiles, thread, threads) {
+            for tile in range {
                 // SAFETY: each tile is packed by one thread, and the buffer outlives the job.
                 let words = unsafe { shared.range(tile * tile_words..(tile + 1) * tile_words) };
                 for output in 0..TILE.min(view.rows - tile * TILE) {

@@ -4,7 +4,7 @@ use oarlock_backend::quant::{SubBlock, sub_block};
 use oarlock_backend::{BackendError, WeightView};
 
 use crate::buffer::{AlignedBuffer, SharedSlice};
-use crate::threads::{ThreadPool, share};
+use crate::threads::{ThreadPool, quarter_share};
 
 use super::{BLOCK, Format, QuantFormat, TILE, with_format};
 
@@ -67,8 +67,8 @@ impl QuantPart {
         let scales = SharedSlice::new(&mut part.scales);
         let supers = SharedSlice::new(&mut part.supers);
         let threads = pool.threads();
-        pool.run(&|thread| {
-            for tile in share(tiles, thread, threads) {
+        pool.run(tiles, quarter_share(tiles, threads), &|_, taken| {
+            for tile in taken {
                 let range = |bytes: usize| tile * bytes..(tile + 1) * bytes;
                 // SAFETY: each tile is packed by one thread, and the buffers outlive the job.
                 let (quants, scales, supers) = unsafe {

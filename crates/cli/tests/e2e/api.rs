@@ -142,7 +142,11 @@ fn bad_requests(server: &Server) {
         unsupported("max_tokens", json!("many")),
         unsupported("stop", json!([""])),
         (long, 400, String::new()),
-        (json!({"model": "other", "messages": [{"role": "user", "content": "hi"}]}), 404, "model".to_owned()),
+        (
+            json!({"model": "other", "messages": [{"role": "user", "content": "hi"}]}),
+            404,
+            "model".to_owned(),
+        ),
         (json!({"model": "demo", "messages": []}), 400, "messages".to_owned()),
         (json!([]), 400, String::new()),
     ];

@@ -36,10 +36,12 @@ fn streams_survive_the_death_of_the_worker() {
     let victim = server.worker_pids()[0];
     let survived: Vec<_> = std::thread::scope(|scope| {
         let server = &server;
-        let streams: Vec<_> =
-            requests.iter().map(|request| scope.spawn(move || read_stream(server, request))).collect();
+        let streams: Vec<_> = requests
+            .iter()
+            .map(|request| scope.spawn(move || read_stream(server, request)))
+            .collect();
         let generated = server.metric("oarlock_generation_tokens_total");
-        wait_until("all eight streams are in their middle", Duration::from_secs(60), || {
+        wait_until("all eight streams are in their middle", Duration::from_mins(1), || {
             server.metric("oarlock_generation_tokens_total") > generated + 80.0
         });
         send_signal(victim, Signal::KILL);

@@ -5,7 +5,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use oarlock_testkit::{Server, ServerOptions, Signal, send_signal, wait_until, write_tiny_model};
+use oarlock_testkit::{
+    Server, ServerOptions, Signal, send_signal, wait_until, write_poisoned_tiny_model,
+    write_tiny_model,
+};
 use serde_json::{Value, json};
 
 const REQUESTS: usize = 150;
@@ -69,7 +72,7 @@ fn a_storm_changes_no_answer() {
         }
         for deaths in 1..=3 {
             let enough = REQUESTS / 6 * deaths;
-            wait_until("some requests are done", Duration::from_secs(60), || {
+            wait_until("some requests are done", Duration::from_mins(1), || {
                 finished.load(Ordering::Relaxed) >= enough && server.worker_pids().len() == 1
             });
             send_signal(server.worker_pids()[0], Signal::KILL);
@@ -94,4 +97,35 @@ fn drop_after(server: &Server, index: usize) {
     for event in stream.take(index % 7) {
         event.expect("an event");
     }
+}
+
+/// A token that makes the tiny model's logits NaN.
+const POISON: u32 = 255;
+
+#[test]
+fn a_poisoned_request_fails_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("poisoned.gguf");
+    write_poisoned_tiny_model(&model, 7, POISON).unwrap();
+    let options = ServerOptions::new(&model).args(["--served-name", "tiny", "--threads", "1"]);
+    let server = Server::start(&options).unwrap();
+    let healthy = json!({
+        "model": "tiny", "prompt": "hello", "max_tokens": 3, "temperature": 0, "logprobs": 1,
+    });
+    let alone = choice(&server.post("/v1/completions", &healthy).ok_json());
+    let poisoned = json!({"model": "tiny", "prompt": [1, 2, POISON, 3], "max_tokens": 4});
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let failed = server.post("/v1/completions", &poisoned);
+                assert_eq!(failed.status, 500, "{}", failed.text());
+                assert!(failed.json()["error"]["message"].is_string(), "{}", failed.text());
+                let beside = server.post("/v1/completions", &healthy).ok_json();
+                assert_eq!(choice(&beside), alone);
+            });
+        }
+    });
+    assert_eq!(server.metric("oarlock_worker_restarts_total"), 0.0);
+    let metrics = server.get("/metrics");
+    assert!(metrics.text().contains(r#"finished_reason="error"} 4"#), "{}", metrics.text());
 }
