@@ -44,7 +44,8 @@ impl WorkerApi for CpuWorker {
         std::thread::spawn(move || {
             // A progress message that finds the queue full is dropped: the next one says more.
             let progress = |so_far| drop(events.try_send(Ok(LoadEvent::Progress(so_far))));
-            let attempt = catch_unwind(AssertUnwindSafe(|| load(&model, limits, options, progress)));
+            let attempt =
+                catch_unwind(AssertUnwindSafe(|| load(&model, limits, options, progress)));
             let last =
                 match attempt.unwrap_or_else(|_| Err(anyhow!("loading panicked; see the log"))) {
                     Ok((executor, description)) => {

@@ -13,41 +13,47 @@ pub(crate) struct Answer {
     pub(crate) finish_reason: String,
 }
 
-/// Sixteen different chat requests: half greedy, half seeded; short, long, in several scripts.
+/// Sixteen different chat requests: half greedy, half seeded; short ones in several scripts, and one
+/// whose prompt crosses into a second attention part.
 pub(crate) fn sixteen() -> Vec<Value> {
-    let long =
-        "The quick brown fox jumps over the lazy dog, and then it rests a while. ".repeat(22);
+    let long = "The quick brown fox jumps over the lazy dog, and then it rests. ".repeat(17);
+    let long = format!("How many animals are in this text? {long}");
     let contents = [
-        "Write a Python function that adds two numbers.".to_owned(),
-        "What is a mutex?".to_owned(),
-        "List three prime numbers.".to_owned(),
-        "Translate 'good morning' to French.".to_owned(),
-        "用一句话解释什么是二分查找。".to_owned(),
-        format!("How many animals are in this text? {long}"),
-        "Write a haiku about rivers.".to_owned(),
-        "fn main() { // complete this".to_owned(),
+        "Write a Python function that adds two numbers.",
+        "What is a mutex?",
+        "List three prime numbers.",
+        "Translate 'good morning' to French.",
+        "用一句话解释什么是二分查找。",
+        &long,
+        "Write a haiku about rivers.",
+        "fn main() { // complete this",
+        "Who wrote Faust?",
+        "¿Cuántos lados tiene un hexágono?",
+        "Name a color. 🎨",
+        "SELECT name FROM users WHERE",
+        "Say nothing.",
+        "Qu'est-ce qu'un arbre binaire ?",
+        "Count to five.",
+        "Explain TCP in a sentence.",
     ];
-    let mut requests = Vec::new();
-    for (index, content) in contents.iter().enumerate() {
-        for seeded in [false, true] {
-            let mut request = json!({
-                "model": "demo",
-                "messages": [{"role": "user", "content": content}],
-                "max_tokens": 12 + index,
-                "logprobs": true,
-                "top_logprobs": 3,
-                "return_token_ids": true,
-                "temperature": 0,
-            });
-            if seeded {
-                request["temperature"] = json!(0.9);
-                request["top_p"] = json!(0.95);
-                request["seed"] = json!(1000 + index);
-            }
-            requests.push(request);
+    let request = |(index, content): (usize, &&str)| {
+        let mut request = json!({
+            "model": "demo",
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 6 + index % 8,
+            "logprobs": true,
+            "top_logprobs": 3,
+            "return_token_ids": true,
+            "temperature": 0,
+        });
+        if !index.is_multiple_of(2) {
+            request["temperature"] = json!(0.9);
+            request["top_p"] = json!(0.95);
+            request["seed"] = json!(1000 + index);
         }
-    }
-    requests
+        request
+    };
+    contents.iter().enumerate().map(request).collect()
 }
 
 /// Sends a chat request without streaming.
