@@ -1,7 +1,7 @@
 //! The only crate that knows protobuf: generated code from `proto/`, checked conversions to and from
 //! `oarlock-types`, client and server adapters over Unix sockets.
 //!
-//! Processes meet through the traits of [`api`]: whoever calls an engine holds an
+//! Processes meet through [`EngineApi`] and [`WorkerApi`]: whoever calls an engine holds an
 //! `Arc<dyn EngineApi>` and cannot tell one in this process from one behind gRPC. Messages from the
 //! other side are checked here, once; a missing or impossible field is an error that names it.
 
