@@ -203,6 +203,10 @@ impl Backend for CpuBackend {
         };
         let values = AlignedBuffer::zeroed(max_rows.saturating_mul(width), "activations")?;
         self.memory_bytes += values.bytes();
+        if rows == RowSet::Gathered {
+            // Logits are the widest of these: what is drawn from is at most this wide.
+            self.scratch.iter_mut().for_each(|scratch| scratch.reserve(width));
+        }
         Ok(CpuTensor { rows, width, values })
     }
 

@@ -20,6 +20,16 @@ pub(crate) struct SampleScratch {
     segments: Vec<SegmentStats>,
 }
 
+impl SampleScratch {
+    /// Makes room for rows of up to `vocabulary` logits: a thread that draws its first token late must
+    /// not allocate then.
+    pub(crate) fn reserve(&mut self, vocabulary: usize) {
+        self.sampler.reserve(vocabulary);
+        self.weights.reserve(vocabulary);
+        self.segments.reserve(vocabulary.div_ceil(SEGMENT));
+    }
+}
+
 /// Samples or scores one row. A panic fails this row alone.
 pub(crate) fn sample_row(
     isa: Isa,

@@ -108,6 +108,6 @@ fn a_warm_decode_step_allocates_nothing() {
         counts.push(ALLOCATIONS.load(Ordering::Relaxed) - before);
         assert!(results.iter().all(|result| result.outcome.is_ok()));
     }
-    // The sampler's memory grows to what the hardest row needs; the first steps pay for it.
-    assert!(counts[20..].iter().all(|&count| count == 0), "allocations by step: {counts:?}");
+    // The first steps make room for results.
+    assert!(counts[5..].iter().all(|&count| count == 0), "allocations by step: {counts:?}");
 }

@@ -111,7 +111,8 @@ pub(crate) struct ServeArguments {
     /// Tokens of one prompt computed in one step at most; 0: as many as the step has room for.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) chunk_tokens: u32,
-    /// Tokens of one sequence, prompt and answer; 0: as many as the model was made for.
+    /// Tokens of one sequence, prompt and answer; 0: as many as the model was made for and the KV
+    /// cache holds.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) max_sequence_tokens: u32,
     /// Seconds that running requests may take to finish after SIGTERM.

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong_type};
 
-const ROLES: [&str; 6] = ["assistant", "developer", "function", "system", "tool", "user"];
+const ROLES: [&str; 5] = ["assistant", "developer", "system", "tool", "user"];
 /// Fields of a message that go to the template as they are.
 const PASSED: [&str; 3] = ["name", "reasoning_content", "tool_call_id"];
 /// Fields that clients send back from an answer; they must be empty.
@@ -78,6 +78,8 @@ fn check_message(at: &str, message: Value) -> Result<Value, ApiError> {
                         format!("expected one of {}", ROLES.join(", ")),
                     ));
                 }
+                // Newer clients call the system message so; templates know it by its old name.
+                let value = if value == "developer" { Value::from("system") } else { value };
                 checked.insert(name, value);
             }
             "content" => {
@@ -158,9 +160,12 @@ fn check_tool_calls(at: &str, calls: Value) -> Result<Vec<Value>, ApiError> {
         }
         if let Some(arguments) = function.get_mut("arguments")
             && let Some(text) = arguments.as_str()
-            && let Ok(object) = serde_json::from_str::<Map<String, Value>>(text)
         {
-            *arguments = Value::Object(object);
+            // Clients send an empty text for a call without arguments.
+            let text = if text.is_empty() { "{}" } else { text };
+            if let Ok(object) = serde_json::from_str::<Map<String, Value>>(text) {
+                *arguments = Value::Object(object);
+            }
         }
     }
     Ok(calls)

@@ -63,7 +63,7 @@ impl Options {
             stream,
             include_usage: take_include_usage(fields, stream)?,
             return_token_ids,
-            tokens_as_ids: return_token_ids || tokens_as_ids,
+            tokens_as_ids,
         })
     }
 }

@@ -14,7 +14,7 @@ use oarlock_discovery::View;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Shared};
@@ -25,6 +25,8 @@ use crate::routes::routes;
 const MIN_HEADER_BYTES: usize = 8 << 10;
 /// Requests that one HTTP/2 connection may have open.
 const MAX_HTTP2_STREAMS: u32 = 256;
+/// How often an idle HTTP/2 peer is asked whether it is still there.
+const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Rest after an error of `accept`, which is most often a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What connections get to write their last bytes, also when the drain took all of its time.
@@ -58,7 +60,7 @@ pub async fn serve(
             }
         })
         .await;
-    server.close(deadline.max(Instant::now() + CLOSE_GRACE)).await;
+    server.close(Instant::now() + CLOSE_GRACE).await;
     tracing::info!("drained");
     Ok(())
 }
@@ -70,11 +72,13 @@ struct Server {
     permits: Arc<Semaphore>,
     connections: JoinSet<()>,
     closing: CancellationToken,
+    header_timeout: Duration,
 }
 
 impl Server {
     fn new(listener: TcpListener, app: App) -> Self {
         let config = &app.config;
+        let header_timeout = config.header_timeout;
         let header_bytes = config.max_header_bytes.max(MIN_HEADER_BYTES);
         let mut builder = Builder::new(TokioExecutor::new());
         builder
@@ -86,6 +90,7 @@ impl Server {
         builder
             .http2()
             .timer(TokioTimer::new())
+            .keep_alive_interval(HTTP2_PING_INTERVAL)
             .max_concurrent_streams(MAX_HTTP2_STREAMS)
             .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX));
         Self {
@@ -95,6 +100,7 @@ impl Server {
             builder,
             connections: JoinSet::new(),
             closing: CancellationToken::new(),
+            header_timeout,
         }
     }
 
@@ -120,7 +126,12 @@ impl Server {
         let service = TowerToHyperService::new(self.router.clone());
         let builder = self.builder.clone();
         let closing = self.closing.clone();
+        let first_byte = self.header_timeout;
         self.connections.spawn(async move {
+            // Before the first byte there is no HTTP yet, and so nobody else who would lose patience.
+            if timeout(first_byte, stream.readable()).await.is_err() {
+                return;
+            }
             let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
             let result = tokio::select! {
                 result = connection.as_mut() => result,

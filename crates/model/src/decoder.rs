@@ -238,7 +238,7 @@ fn feed_forward_split(columns: usize, kind: WeightKind) -> InnerSplit {
 fn inverse_frequencies(spec: &DecoderSpec) -> Vec<f32> {
     let exponent = |pair: usize| 2.0 * pair as f64 / spec.head_dim as f64;
     (0..spec.head_dim / 2)
-        .map(|pair| (1.0 / f64::from(spec.rope_theta).powf(exponent(pair))) as f32)
+        .map(|pair| (1.0 / libm::pow(f64::from(spec.rope_theta), exponent(pair))) as f32)
         .collect()
 }
 

@@ -20,6 +20,9 @@ use crate::proto::{
     DescribeRequest, EngineDescription, EngineStatus, GenerateEvent, GenerateRequest, StatusRequest,
 };
 
+/// Streams that a gateway may reset before they were looked at.
+const MAX_PENDING_RESETS: usize = 1 << 16;
+
 /// Serves `engine` on `listener` until `shutdown` resolves, then lets running calls finish.
 pub async fn serve_engine(
     engine: Arc<dyn EngineApi>,
@@ -30,6 +33,8 @@ pub async fn serve_engine(
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     Server::builder()
+        // A gateway may drop many requests at once; the default of 20 would end the connection.
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
         .add_service(service)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
         .await

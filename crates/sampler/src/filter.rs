@@ -23,6 +23,16 @@ pub(crate) struct FilterScratch {
     candidates: Vec<Cut>,
 }
 
+impl FilterScratch {
+    /// Makes room for rows of up to `vocabulary` weights.
+    pub(crate) fn reserve(&mut self, vocabulary: usize) {
+        self.counts.reserve(NUM_BUCKETS);
+        self.masses.reserve(NUM_BUCKETS.max(vocabulary.div_ceil(BLOCK)));
+        // All of them can share a bucket.
+        self.candidates.reserve(vocabulary);
+    }
+}
+
 /// Bits below the leading one that choose a bucket.
 const SUB_BITS: u32 = 4;
 /// Weights have at most 46 bits, whatever makes them.

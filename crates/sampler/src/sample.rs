@@ -22,6 +22,14 @@ pub struct Scratch {
     masses: Vec<u64>,
 }
 
+impl Scratch {
+    /// Makes room for rows of up to `vocabulary` logits, so that no later draw allocates.
+    pub fn reserve(&mut self, vocabulary: usize) {
+        self.filter.reserve(vocabulary);
+        self.masses.reserve(vocabulary.div_ceil(SEGMENT));
+    }
+}
+
 /// Draws the token at `position` (absolute: that of the row of logits, plus one).
 ///
 /// Temperature 0 is [`greedy`]; otherwise [`row_max`], [`weights`] and [`choose`] in turn, which a

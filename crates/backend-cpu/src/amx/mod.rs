@@ -4,11 +4,12 @@ mod unit;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use unit::HardwareTiles;
-#[cfg(test)]
+#[cfg(any(test, all(target_arch = "x86_64", target_os = "linux")))]
 pub(crate) use unit::SoftwareTiles;
 pub(crate) use unit::{Columns, TILE_ROWS, TileUnit};
 
-/// Whether the CPU has AMX tiles with int8 and bfloat16, and Linux lets this process use them.
+/// Whether the CPU has AMX tiles with int8 and bfloat16 that keep to Intel's definition, and Linux lets
+/// this process use them.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) fn request_tiles() -> bool {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
@@ -26,7 +27,12 @@ pub(crate) fn request_tiles() -> bool {
             return false;
         }
         // SAFETY: this request only changes which instructions the process may use.
-        unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 }
+        let granted =
+            unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 };
+        // Groups of other sizes are computed without tiles: a CPU or hypervisor whose tiles round
+        // differently would make a request's bits depend on its batch, so it counts as having none.
+        // SAFETY: the CPU has tiles and the kernel granted them; no other tiles of this thread are in use.
+        granted && unit::agree(&unsafe { HardwareTiles::new() }, &SoftwareTiles)
     })
 }
 

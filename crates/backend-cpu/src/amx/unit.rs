@@ -1,6 +1,10 @@
 //! The tile operations that the kernels use. The software model follows Intel's definition of each
 //! instruction (Software Developer's Manual, volume 2) and stands in for the hardware in tests.
 
+use std::array::from_fn;
+
+use oarlock_backend::quant::SplitMix;
+
 /// Rows of activations in one tile: those of a full group.
 pub(crate) const TILE_ROWS: usize = 8;
 
@@ -31,10 +35,8 @@ pub(crate) trait TileUnit {
 }
 
 /// The definition, step by step.
-#[cfg(test)]
 pub(crate) struct SoftwareTiles;
 
-#[cfg(test)]
 impl TileUnit for SoftwareTiles {
     fn int8(
         &self,
@@ -83,6 +85,39 @@ impl TileUnit for SoftwareTiles {
             }
         }
     }
+}
+
+/// Whether two units give the same bits on tiles that tell every order of sums apart: bytes at their
+/// extremes, and floats whose exponents differ so much that chains cancel and round.
+pub(crate) fn agree(one: &impl TileUnit, other: &impl TileUnit) -> bool {
+    let mut random = SplitMix(26);
+    (0..16).all(|_| {
+        let extreme = |random: u64| [random as u8, 0, 0x80, 0xff][(random >> 32) as usize % 4];
+        let a: [[i8; 32]; TILE_ROWS] =
+            from_fn(|_| from_fn(|_| extreme(random.next()).cast_signed()));
+        let b: [[u8; 64]; 8] = from_fn(|_| from_fn(|_| extreme(random.next())));
+        let int8 = [Columns::All, Columns::First, Columns::Second].into_iter().all(|columns| {
+            let mut sums = [[[0; 16]; TILE_ROWS]; 2];
+            one.int8(&a, &b, columns, &mut sums[0]);
+            other.int8(&a, &b, columns, &mut sums[1]);
+            sums[0] == sums[1]
+        });
+        // Sign, an exponent from 2⁻¹² to 2³, seven bits of mantissa.
+        let half = |random: u64| {
+            (random as u32 & 0x8000)
+                | (115 + (random >> 20) as u32 % 16) << 7
+                | (random >> 40) as u32 & 127
+        };
+        let mut word = || half(random.next()) << 16 | half(random.next());
+        let a: [[u32; 16]; TILE_ROWS] = from_fn(|_| from_fn(|_| word()));
+        let b: [[u32; 16]; 16] = from_fn(|_| from_fn(|_| word()));
+        let start: [[f32; 16]; TILE_ROWS] =
+            from_fn(|_| from_fn(|_| f32::from_bits(word() & 0xffff_0000)));
+        let mut sums = [start; 2];
+        one.bf16(&a, &b, &mut sums[0]);
+        other.bf16(&a, &b, &mut sums[1]);
+        int8 && sums[0].map(|row| row.map(f32::to_bits)) == sums[1].map(|row| row.map(f32::to_bits))
+    })
 }
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -227,5 +262,59 @@ mod hardware {
                 );
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A unit with one mistake.
+    struct Wrong {
+        /// Sums of bfloat16 in one chain instead of two.
+        one_chain: bool,
+        /// Activations taken as unsigned.
+        unsigned: bool,
+    }
+
+    impl TileUnit for Wrong {
+        fn int8(
+            &self,
+            a: &[[i8; 32]; TILE_ROWS],
+            b: &[[u8; 64]; 8],
+            columns: Columns,
+            c: &mut [[i32; 16]; TILE_ROWS],
+        ) {
+            let a = if self.unsigned { a.map(|row| row.map(i8::saturating_abs)) } else { *a };
+            SoftwareTiles.int8(&a, b, columns, c);
+        }
+
+        fn bf16(
+            &self,
+            a: &[[u32; 16]; TILE_ROWS],
+            b: &[[u32; 16]; 16],
+            c: &mut [[f32; 16]; TILE_ROWS],
+        ) {
+            SoftwareTiles.bf16(a, b, c);
+            if self.one_chain {
+                let value = |word: u32, odd: bool| {
+                    f32::from_bits(if odd { word & 0xffff_0000 } else { word << 16 })
+                };
+                for (c, a) in c.iter_mut().zip(a) {
+                    for (n, c) in c.iter_mut().enumerate() {
+                        let terms = (0..32)
+                            .map(|k| value(a[k / 2], k % 2 == 1) * value(b[k / 2][n], k % 2 == 1));
+                        *c = terms.sum();
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_right_unit_agrees_with_the_definition() {
+        assert!(agree(&SoftwareTiles, &SoftwareTiles));
+        assert!(!agree(&Wrong { one_chain: true, unsigned: false }, &SoftwareTiles));
+        assert!(!agree(&Wrong { one_chain: false, unsigned: true }, &SoftwareTiles));
     }
 }

@@ -80,6 +80,8 @@ impl<'a> AttentionCall<'a> {
         assert!(dim <= MAX_HEAD_DIM && dim.is_multiple_of(16), "width of a head");
         let tasks = rows * self.params.num_kv_heads;
         let parts = (0..tasks).map(|task| self.group(task).parts().len()).max().unwrap_or(0);
+        // Also where this step has no use for it, so that the first step makes room and no later one.
+        partials.reserve(threads, self.heads(), dim);
         if tasks < threads && parts > 1 {
             return self.run_spread(pool, partials, qkv, out);
         }
@@ -171,9 +173,8 @@ impl<'a> AttentionCall<'a> {
         qkv: &[f32],
         out: &mut [f32],
     ) -> Result<(), String> {
-        let (heads, dim, threads) = (self.heads(), self.params.head_dim, pool.threads());
+        let (heads, dim) = (self.heads(), self.params.head_dim);
         let tasks = self.step.num_rows() * self.params.num_kv_heads;
-        partials.reserve(threads, heads, dim);
         let max_parts = partials.max_parts;
         let states = SharedSlice::new(&mut partials.states);
         let sums = SharedSlice::new(&mut partials.sums);

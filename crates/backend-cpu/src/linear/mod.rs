@@ -66,6 +66,7 @@ pub(crate) fn linear(
     let LinearCall { weight, bias, input, out, rows } = call;
     assert_eq!(input.len(), rows * weight.columns, "input of the layer");
     assert_eq!(out.len(), rows * weight.outputs, "output of the layer");
+    assert!(bias.is_none_or(|bias| bias.len() == weight.outputs), "bias of the layer");
     let (int8, bf16) = weight.takes();
     buffers.convert(isa, pool, input, rows, weight, (int8, bf16))?;
     let out = SharedSlice::new(out);

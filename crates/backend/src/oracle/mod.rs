@@ -352,7 +352,10 @@ pub fn rotary_tables(
         inverse_frequencies.iter().map(move |f| f64::from(position as f32 * f))
     });
     let scale = f64::from(scale);
-    angles.map(|angle| ((angle.cos() * scale) as f32, (angle.sin() * scale) as f32)).unzip()
+    // Not the system's functions: those differ from machine to machine in the last bit.
+    angles
+        .map(|angle| ((libm::cos(angle) * scale) as f32, (libm::sin(angle) * scale) as f32))
+        .unzip()
 }
 
 /// What an f16 cache would hold of a value: rounded to nearest even, saturated to ±65504.

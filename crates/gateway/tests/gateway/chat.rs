@@ -121,7 +121,8 @@ async fn logprobs_keep_their_bits() {
         assert_eq!(top.len(), 2);
         assert_eq!(top[1], &json!({"token": "b", "logprob": -1.1, "bytes": [98]}));
     }
-    let (_, body) = client.chat(&json!({"logprobs": true, "return_token_ids": true})).await;
+    let (_, body) =
+        client.chat(&json!({"logprobs": true, "return_tokens_as_token_ids": true})).await;
     let content = &body["choices"][0]["logprobs"]["content"];
     assert_eq!(content[1]["token"], "token_id:195");
     assert_eq!(content[1]["top_logprobs"], json!([]));

@@ -56,7 +56,8 @@ async fn echo_scores_the_prompt() {
 #[tokio::test]
 async fn logprobs_go_on_after_the_echo() {
     let client = client(script(bytes("cd")));
-    let fields = json!({"echo": true, "logprobs": 0, "return_token_ids": true});
+    let fields = json!({"echo": true, "logprobs": 0, "return_token_ids": true,
+        "return_tokens_as_token_ids": true});
     let (_, body) = client.complete(&fields).await;
     let choice = &body["choices"][0];
     assert_eq!(choice["text"], "abcd");

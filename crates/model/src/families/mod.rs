@@ -42,6 +42,9 @@ pub(crate) fn spec(metadata: &Metadata) -> Result<DecoderSpec, ModelError> {
     Ok(spec)
 }
 
+/// Tokens of a vocabulary at most: what sums of 64-bit sampling weights have room for.
+const MAX_VOCABULARY: usize = (1 << 19) - 1;
+
 /// Bounds that every backend relies on, each generous for any known model: a damaged header must not
 /// ask for more memory than there is.
 fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
@@ -51,7 +54,7 @@ fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
         ("attention.head_count", spec.num_heads, 1024),
         ("feed_forward_length", spec.feed_forward, 1 << 20),
         ("context_length", spec.context_length, 1 << 24),
-        ("vocabulary", spec.vocab_size, 1 << 22),
+        ("vocabulary", spec.vocab_size, MAX_VOCABULARY),
     ];
     for (key, value, limit) in limits {
         if value > limit {
