@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use oarlock_discovery::{InMemory, Member};
-use oarlock_engine::{Engine, EngineOptions, WorkerCommand};
+use oarlock_engine::{Engine, EngineHandle, EngineOptions, WorkerCommand};
 use oarlock_gateway::GatewayConfig;
-use oarlock_rpc::EngineClient;
+use oarlock_rpc::{EngineApi as _, EngineClient};
+use oarlock_text::Tokenizer;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -64,6 +65,7 @@ pub(crate) async fn serve(arguments: ServeArguments, model: PathBuf) -> anyhow::
         () = &mut terminated => return Ok(()),
     }
     drop(display.await);
+    check_tokenizer(&engine.handle()).await?;
     info!("ready");
 
     tokio::select! {
@@ -129,6 +131,16 @@ fn terminated() -> anyhow::Result<impl Future<Output = ()>> {
             std::process::exit(130);
         });
     })
+}
+
+/// A model whose texts cannot be read is refused at start, not at the first request.
+async fn check_tokenizer(engine: &EngineHandle) -> anyhow::Result<()> {
+    let description = engine.describe().await?;
+    let check = move || match &description.card.tokenizer {
+        Some(source) => Tokenizer::new(source).map(drop),
+        None => Ok(()),
+    };
+    tokio::task::spawn_blocking(check).await?.context("the model cannot be served")
 }
 
 /// A line on standard output, for people and for programs that started this one.

@@ -112,24 +112,37 @@ pub const TINY_VOCABULARY: u64 = 259;
 /// Positions of the tiny model.
 pub const TINY_CONTEXT: u32 = 1024;
 
-/// Writes a tiny Qwen2 model with random weights of several types: small enough that a test can
-/// compute with it in milliseconds, whole enough that every part of the system takes it.
-pub fn write_tiny_model(path: &Path, seed: u64) -> io::Result<()> {
-    std::fs::write(path, tiny_model(seed, None).finish())
+/// A tiny Qwen2 model with random weights of several types: small enough that a test can compute with
+/// it in milliseconds, whole enough that every part of the system takes it.
+#[derive(Clone, Copy, Debug)]
+pub struct TinyModel {
+    /// Decides the weights.
+    pub seed: u64,
+    /// Computing this token gives NaN: a request with it in its prompt must fail, and fail alone.
+    pub poison: Option<u32>,
+    /// The name of its pre-tokenizer.
+    pub pre_tokenizer: &'static str,
 }
 
-/// The tiny model, except that computing this token gives NaN: a request with it in its prompt must
-/// fail, and fail alone.
-pub fn write_poisoned_tiny_model(path: &Path, seed: u64, poison: u32) -> io::Result<()> {
-    std::fs::write(path, tiny_model(seed, Some(poison)).finish())
+impl Default for TinyModel {
+    fn default() -> Self {
+        Self { seed: 7, poison: None, pre_tokenizer: "qwen2" }
+    }
 }
 
-fn tiny_model(seed: u64, poison: Option<u32>) -> GgufWriter {
-    let mut random = Random(seed);
-    let mut file = tiny_metadata(GgufWriter::default());
+impl TinyModel {
+    /// Writes the model's file.
+    pub fn write(self, path: &Path) -> io::Result<()> {
+        std::fs::write(path, tiny_model(self).finish())
+    }
+}
+
+fn tiny_model(model: TinyModel) -> GgufWriter {
+    let mut random = Random(model.seed);
+    let mut file = tiny_metadata(model);
     let (heads, kv) = (u64::from(HEADS) * HEAD_DIM, u64::from(KV_HEADS) * HEAD_DIM);
     let mut embedding = random.f16(HIDDEN * TINY_VOCABULARY);
-    if let Some(poison) = poison {
+    if let Some(poison) = model.poison {
         let row = 2 * HIDDEN as usize;
         embedding[poison as usize * row..][..row].fill(0xff);
     }
@@ -167,7 +180,7 @@ fn tiny_model(seed: u64, poison: Option<u32>) -> GgufWriter {
     file
 }
 
-fn tiny_metadata(file: GgufWriter) -> GgufWriter {
+fn tiny_metadata(model: TinyModel) -> GgufWriter {
     let mut tokens: Vec<String> = byte_alphabet().map(String::from).collect();
     let mut kinds = vec![1; tokens.len()];
     for special in ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] {
@@ -176,7 +189,8 @@ fn tiny_metadata(file: GgufWriter) -> GgufWriter {
     }
     let template = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n\
                     {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
-    file.string("general.architecture", "qwen2")
+    GgufWriter::default()
+        .string("general.architecture", "qwen2")
         .string("general.name", "Tiny")
         .u32("qwen2.block_count", LAYERS)
         .u32("qwen2.context_length", TINY_CONTEXT)
@@ -187,7 +201,7 @@ fn tiny_metadata(file: GgufWriter) -> GgufWriter {
         .f32("qwen2.rope.freq_base", 10_000.0)
         .f32("qwen2.attention.layer_norm_rms_epsilon", 1e-6)
         .string("tokenizer.ggml.model", "gpt2")
-        .string("tokenizer.ggml.pre", "qwen2")
+        .string("tokenizer.ggml.pre", model.pre_tokenizer)
         .strings("tokenizer.ggml.tokens", &tokens)
         .i32s("tokenizer.ggml.token_type", &kinds)
         .strings::<&str>("tokenizer.ggml.merges", &[])

@@ -16,9 +16,7 @@ mod server;
 
 pub use environment::{binary, demo_model, python, python_path, resident_bytes};
 pub use fixtures::{f32_of, fixture, fixture_json};
-pub use gguf::{
-    GgufWriter, TINY_CONTEXT, TINY_VOCABULARY, write_poisoned_tiny_model, write_tiny_model,
-};
+pub use gguf::{GgufWriter, TINY_CONTEXT, TINY_VOCABULARY, TinyModel};
 pub use http::{Client, EventStream, Response};
 pub use metrics::Metrics;
 pub use rustix::process::Signal;

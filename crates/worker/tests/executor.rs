@@ -4,7 +4,7 @@
 
 use oarlock_backend::{BackendLimits, OracleBackend};
 use oarlock_model::{Checkpoint, load};
-use oarlock_testkit::{TINY_VOCABULARY, write_poisoned_tiny_model};
+use oarlock_testkit::{TINY_VOCABULARY, TinyModel};
 use oarlock_types::{
     BlockId, Chunk, Epoch, NewBlocks, SampledToken, SamplingParams, SlotError, SlotId, SlotStart,
     StepId, StepPlan, StepResult, TokenId, WorkerLimits,
@@ -32,7 +32,7 @@ impl Harness {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiny.gguf");
-        write_poisoned_tiny_model(&path, 1, POISON).unwrap();
+        TinyModel { seed: 1, poison: Some(POISON), ..TinyModel::default() }.write(&path).unwrap();
         let checkpoint = Checkpoint::open(&path).unwrap();
         let limits =
             BackendLimits { max_tokens: 64, max_gathered: 4, max_chunks: 2, max_positions: 128 };

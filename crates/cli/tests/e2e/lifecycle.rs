@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use oarlock_testkit::{
-    Server, ServerOptions, Signal, binary, resident_bytes, send_signal, wait_until,
+    Server, ServerOptions, Signal, TinyModel, binary, resident_bytes, send_signal, wait_until,
 };
 use serde_json::{Value, json};
 
@@ -125,6 +125,10 @@ fn a_start_that_cannot_work_says_why_in_one_line() {
         message.contains("/no/such/model.gguf") && message.contains("No such file"),
         "{message}"
     );
+    let strange = folder.path().join("strange.gguf");
+    TinyModel { pre_tokenizer: "strange", ..TinyModel::default() }.write(&strange).unwrap();
+    let message = failed_start(&["--port", "0", "--model", strange.to_str().unwrap()]);
+    assert!(message.contains("strange") && message.contains("qwen2"), "{message}");
     let message = failed_start(&["--model", broken, "--instruction-set", "sse1"]);
     assert!(message.contains("--instruction-set"), "{message}");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

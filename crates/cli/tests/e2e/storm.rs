@@ -5,10 +5,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use oarlock_testkit::{
-    Server, ServerOptions, Signal, send_signal, wait_until, write_poisoned_tiny_model,
-    write_tiny_model,
-};
+use oarlock_testkit::{Server, ServerOptions, Signal, TinyModel, send_signal, wait_until};
 use serde_json::{Value, json};
 
 const REQUESTS: usize = 150;
@@ -42,7 +39,7 @@ fn choice(body: &Value) -> Value {
 fn a_storm_changes_no_answer() {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("tiny.gguf");
-    write_tiny_model(&model, 7).unwrap();
+    TinyModel::default().write(&model).unwrap();
     let options = ServerOptions::new(&model).args(["--served-name", "tiny", "--threads", "1"]);
     let calm = Server::start(&options).unwrap();
     let expected: Vec<_> = (0..REQUESTS)
@@ -106,7 +103,7 @@ const POISON: u32 = 255;
 fn a_poisoned_request_fails_alone() {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("poisoned.gguf");
-    write_poisoned_tiny_model(&model, 7, POISON).unwrap();
+    TinyModel { poison: Some(POISON), ..TinyModel::default() }.write(&model).unwrap();
     let options = ServerOptions::new(&model).args(["--served-name", "tiny", "--threads", "1"]);
     let server = Server::start(&options).unwrap();
     let healthy = json!({
