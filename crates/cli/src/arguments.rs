@@ -103,7 +103,7 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_queued: u32,
     /// Tokens that the KV cache holds, over all sequences.
-    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(32..=100_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(32..=4_000_000_000))]
     pub(crate) kv_cache_tokens: u32,
     /// Tokens computed in one step at most.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use oarlock_types::TokenId;
+use serde::Serialize;
 use serde_json::json;
 
 use crate::app::App;
@@ -45,17 +47,26 @@ pub(crate) async fn tokenize(
         let tokens = encode_chat(&app, &served, conversation).await?;
         (served, tokens)
     };
-    let tokenizer = served.text.tokenizer()?;
-    let token_strs: Option<Vec<String>> = return_token_strs
-        .then(|| tokens.iter().map(|token| tokenizer.token_text(*token)).collect());
-    let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
-    let answer = json!({
-        "count": ids.len(),
-        "max_model_len": served.limits.max_sequence_tokens,
-        "tokens": ids,
-        "token_strs": token_strs,
-    });
-    Ok(axum::Json(answer).into_response())
+    let tokenizer = Arc::clone(served.text.tokenizer()?);
+    let num_tokens = tokens.len();
+    let max_model_len = served.limits.max_sequence_tokens;
+    let answer = move || {
+        let text = |token: &TokenId| tokenizer.token_text(*token);
+        let token_strs = return_token_strs.then(|| tokens.iter().map(text).collect());
+        let tokens: Vec<u32> = tokens.into_iter().map(|token| token.0).collect();
+        axum::Json(Tokenized { count: tokens.len(), max_model_len, tokens, token_strs })
+            .into_response()
+    };
+    app.compute(num_tokens * BYTES_PER_TOKEN, answer).await
+}
+
+/// The answer of `/tokenize`.
+#[derive(Serialize)]
+struct Tokenized {
+    count: usize,
+    max_model_len: u32,
+    tokens: Vec<u32>,
+    token_strs: Option<Vec<String>>,
 }
 
 /// The text of token ids; special tokens are written out.

@@ -50,8 +50,7 @@ impl Checkpoint {
         hash.map_err(|source| ModelError::Io { path: self.path.clone(), source })
     }
 
-    /// Bytes of KV cache that one token takes in each layer's keys and values, in elements: layers ×
-    /// 2 × key/value heads × head width.
+    /// Keys and values that one token puts into the cache, over all layers, in elements.
     pub fn kv_elements_per_token(&self) -> Result<usize, ModelError> {
         let spec = families::spec(&self.header.metadata)?;
         Ok(spec.num_layers * 2 * spec.num_kv_heads * spec.head_dim)
@@ -71,7 +70,7 @@ impl Checkpoint {
     }
 
     /// Bytes of all tensors.
-    pub(crate) fn tensor_bytes(&self) -> u64 {
+    pub fn tensor_bytes(&self) -> u64 {
         self.header.tensors.values().map(|info| info.range.len() as u64).sum()
     }
 

@@ -22,6 +22,8 @@ use crate::process::CpuOptions;
 
 /// Rows whose logits are computed at once.
 const MAX_GATHERED: usize = 32;
+/// The CPU backend caches keys and values as f16.
+const KV_ELEMENT_BYTES: u64 = 2;
 /// Messages that wait for the engine to read them.
 const QUEUE: usize = 8;
 
@@ -115,6 +117,7 @@ fn load(
     let checkpoint = Checkpoint::open(path)?;
     let card = checkpoint.card()?;
     let limits = resolve(limits, card.context_length);
+    check_memory(&checkpoint, limits)?;
     let backend_limits = BackendLimits {
         max_tokens: limits.max_step_tokens as usize,
         max_gathered: MAX_GATHERED,
@@ -144,6 +147,31 @@ fn load(
     let memory_bytes = backend.memory_bytes();
     let executor = Box::new(Executor::new(backend, model, limits));
     Ok((executor, WorkerDescription { card, fingerprint, limits, memory_bytes }))
+}
+
+/// Refuses a cache that this machine has no memory for, before the kernel ends the worker over it.
+fn check_memory(checkpoint: &Checkpoint, limits: WorkerLimits) -> anyhow::Result<()> {
+    let tokens = u64::from(limits.num_blocks) * BLOCK_TOKENS as u64;
+    let cache = tokens * checkpoint.kv_elements_per_token()? as u64 * KV_ELEMENT_BYTES;
+    let needed = cache.saturating_add(checkpoint.tensor_bytes());
+    let available = available_memory().unwrap_or(u64::MAX);
+    anyhow::ensure!(
+        needed <= available,
+        "a KV cache of {tokens} tokens (--kv-cache-tokens) takes {} MiB and the weights {} MiB; this \
+         machine has {} MiB of memory available",
+        cache >> 20,
+        checkpoint.tensor_bytes() >> 20,
+        available >> 20,
+    );
+    Ok(())
+}
+
+/// Bytes that Linux could give to a process now; `None` elsewhere.
+fn available_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes << 10)
 }
 
 /// Limits with every 0 resolved: one sequence is bounded by the model and by the cache.

@@ -125,6 +125,12 @@ fn a_start_that_cannot_work_says_why_in_one_line() {
         message.contains("/no/such/model.gguf") && message.contains("No such file"),
         "{message}"
     );
+    let tiny = folder.path().join("tiny.gguf");
+    TinyModel::default().write(&tiny).unwrap();
+    let huge =
+        ["--kv-cache-tokens", "4000000000", "--port", "0", "--model", tiny.to_str().unwrap()];
+    let message = failed_start(&huge);
+    assert!(message.contains("--kv-cache-tokens") && message.contains("MiB"), "{message}");
     let strange = folder.path().join("strange.gguf");
     TinyModel { pre_tokenizer: "strange", ..TinyModel::default() }.write(&strange).unwrap();
     let message = failed_start(&["--port", "0", "--model", strange.to_str().unwrap()]);

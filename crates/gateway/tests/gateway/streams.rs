@@ -38,8 +38,10 @@ async fn chat_events_are_openais() {
 #[tokio::test]
 async fn chat_events_with_details() {
     let client = client(script([bytes("é"), vec![END]].concat()));
-    let body = chat_body(&json!({"stream": true, "logprobs": true, "return_token_ids": true,
-        "messages": [{"role": "user", "content": ""}]}));
+    let body = chat_body(
+        &json!({"stream": true, "logprobs": true, "return_token_ids": true, "return_tokens_as_token_ids": true,
+        "messages": [{"role": "user", "content": ""}]}),
+    );
     let text = stream_of(&client, "/v1/chat/completions", &body).await;
     insta::assert_snapshot!(redact(&text), @r#"
     data: {chat.completion.chunk "choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"prompt_token_ids":[117,115,101,114,58,124,62]}
@@ -109,7 +111,7 @@ async fn streams_and_bodies_say_the_same() {
         for stop in [json!([]), json!(["END", ". W"]), json!(["<<<E", "本"])] {
             for path in ["/v1/chat/completions", "/v1/completions"] {
                 let client = client(script(answer.clone()));
-                let fields = json!({"stop": stop, "return_token_ids": true, "max_tokens": 100,
+                let fields = json!({"stop": stop, "return_token_ids": true, "return_tokens_as_token_ids": true, "max_tokens": 100,
                     "logprobs": if path.contains("chat") { json!(true) } else { json!(2) }});
                 let mut body = if path.contains("chat") {
                     chat_body(&fields)
