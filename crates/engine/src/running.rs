@@ -1,12 +1,9 @@
-//! What an engine keeps once its model's limits are known: the scheduler, the owners of requests, and
-//! the plans in flight.
-
-use std::collections::VecDeque;
+//! What an engine keeps once its model's limits are known: the scheduler and the owners of requests.
 
 use oarlock_scheduler::{Limits, Scheduler};
 use oarlock_types::{
-    Epoch, Event, EventKind, Fingerprint, FinishReason, Rejected, Request, RequestId, StepId,
-    StepPlan, StepResult, Tick, Usage,
+    Epoch, Event, EventKind, Fingerprint, FinishReason, Rejected, Request, RequestId, StepPlan,
+    StepResult, Tick, Usage,
 };
 use tokio::sync::oneshot;
 
@@ -22,7 +19,6 @@ pub(crate) struct Running {
     requests: Requests,
     events: Vec<Event>,
     orphans: Vec<RequestId>,
-    in_flight: VecDeque<StepId>,
 }
 
 impl Running {
@@ -34,13 +30,12 @@ impl Running {
             requests: Requests::default(),
             events: Vec::new(),
             orphans: Vec::new(),
-            in_flight: VecDeque::new(),
         }
     }
 
     /// Nothing runs, waits or is in flight.
     pub(crate) fn is_idle(&self) -> bool {
-        self.requests.is_empty() && self.in_flight.is_empty()
+        self.requests.is_empty() && self.scheduler.plans_in_flight() == 0
     }
 
     pub(crate) fn submit(
@@ -76,22 +71,12 @@ impl Running {
 
     /// Makes the next plan. `false`: there is nothing to do now.
     pub(crate) fn next_plan(&mut self, now: Tick) -> bool {
-        if self.in_flight.len() >= self.scheduler.max_plans_in_flight() {
-            return false;
-        }
         self.scheduler.plan(now, &mut self.plan, &mut self.events);
-        if self.plan.is_empty() {
-            return false;
-        }
-        self.in_flight.push_back(self.plan.step);
-        true
+        !self.plan.is_empty()
     }
 
     /// Takes a worker's result; the error says why it cannot be one.
     pub(crate) fn commit(&mut self, result: &StepResult, now: Tick) -> Result<(), String> {
-        if self.in_flight.pop_front().is_none() {
-            return Err("it sent a result that nobody asked for".to_owned());
-        }
         self.scheduler.check_result(result).map_err(|error| error.to_string())?;
         self.scheduler.commit(result, now, &mut self.events);
         Ok(())
@@ -99,7 +84,6 @@ impl Running {
 
     /// The group is gone: what ran waits again, with its tokens.
     pub(crate) fn reset(&mut self, epoch: Epoch, now: Tick) {
-        self.in_flight.clear();
         self.scheduler.reset(epoch, now);
     }
 
