@@ -9,8 +9,8 @@ use std::time::Instant;
 use oarlock_backend::conformance::{Sequence, TestStep};
 use oarlock_backend::quant::random_row;
 use oarlock_backend::{
-    Activation, AttentionParams, Backend, BackendLimits, InnerSplit, KvCacheShape, LogitKind,
-    LogitRow, RotaryStyle, RowSet, WeightKind, WeightView,
+    Activation, AttentionParams, Backend, BackendLimits, History, InnerSplit, KvCacheShape,
+    LogitKind, LogitRow, RotaryStyle, RowSet, WeightKind, WeightView,
 };
 use oarlock_backend_cpu::{CpuBackend, CpuConfig, InstructionSet};
 use oarlock_types::SamplingParams;
@@ -117,7 +117,11 @@ impl Model {
             soft_cap: None,
         };
         let sampling = SamplingParams::default();
-        let kind = LogitKind::Sample { params: &sampling, position: (start + rows) as u32 };
+        let kind = LogitKind::Sample {
+            params: &sampling,
+            position: (start + rows) as u32,
+            history: History::default(),
+        };
         TestStep::new(&[Sequence::contiguous(start, rows, 0)])
             .begin(backend, &[LogitRow { row: rows as u32 - 1, kind }]);
         backend.embed(residual, table, 1.0);

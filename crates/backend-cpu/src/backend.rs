@@ -385,7 +385,8 @@ impl Backend for CpuBackend {
         let first = self.results.len();
         let pending = RowResult { outcome: Err(SlotError::InvalidLogits) };
         self.results.resize(first + self.tile.len(), pending);
-        let wanted = &self.step.logit_rows()[self.tile.clone()];
+        let step = &self.step;
+        let wanted = &step.logit_rows()[self.tile.clone()];
         let results = SharedSlice::new(&mut self.results[first..]);
         let scratch = SharedSlice::new(&mut self.scratch);
         let isa = self.isa;
@@ -395,7 +396,7 @@ impl Backend for CpuBackend {
             for row in rows {
                 // SAFETY: each row is sampled by one thread.
                 let result = unsafe { &mut results.range(row..row + 1)[0] };
-                sample_row(isa, logits.row(row), &wanted[row], scratch, result);
+                sample_row(isa, logits.row(row), step, &wanted[row], scratch, result);
             }
         });
         self.check(result);

@@ -2,11 +2,12 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use oarlock_backend::{LogitRecord, LogitRecordKind, RowResult};
+use oarlock_backend::{LogitRecord, LogitRecordKind, RowResult, StepRecord, slot_error};
 use oarlock_sampler::{
-    SEGMENT, Scratch, SegmentStats, WEIGHT_BITS, choose, greedy, log_sum_exp, row_max, score,
+    RulesScratch, SEGMENT, SampleError, Scratch, SegmentStats, WEIGHT_BITS, choose, greedy,
+    log_sum_exp, row_max, row_max_after_rules, score,
 };
-use oarlock_types::{SlotError, TokenId, TokenScore};
+use oarlock_types::{SamplingParams, SlotError, TokenId, TokenScore};
 
 use crate::isa::{Isa, multiversion};
 use crate::lanes::{LANES, Lanes, exp, load_partial, sum_lanes};
@@ -16,6 +17,7 @@ use crate::threads::panic_message;
 #[derive(Debug, Default)]
 pub(crate) struct SampleScratch {
     sampler: Scratch,
+    rules: RulesScratch,
     weights: Vec<u64>,
     segments: Vec<SegmentStats>,
 }
@@ -25,6 +27,7 @@ impl SampleScratch {
     /// not allocate then.
     pub(crate) fn reserve(&mut self, vocabulary: usize) {
         self.sampler.reserve(vocabulary);
+        self.rules.reserve(vocabulary);
         self.weights.reserve(vocabulary);
         self.segments.reserve(vocabulary.div_ceil(SEGMENT));
     }
@@ -34,38 +37,41 @@ impl SampleScratch {
 pub(crate) fn sample_row(
     isa: Isa,
     logits: &[f32],
+    step: &StepRecord,
     wanted: &LogitRecord,
     scratch: &mut SampleScratch,
     result: &mut RowResult,
 ) {
-    result.outcome = match catch_unwind(AssertUnwindSafe(|| outcome(isa, logits, wanted, scratch)))
-    {
-        Ok(outcome) => outcome,
-        Err(panic) => {
-            *scratch = SampleScratch::default();
-            Err(SlotError::Panicked(panic_message(&*panic)))
-        }
-    };
+    result.outcome =
+        match catch_unwind(AssertUnwindSafe(|| outcome(isa, logits, step, wanted, scratch))) {
+            Ok(outcome) => outcome,
+            Err(panic) => {
+                *scratch = SampleScratch::default();
+                Err(SlotError::Panicked(panic_message(&*panic)))
+            }
+        };
 }
 
 fn outcome(
     isa: Isa,
     logits: &[f32],
+    step: &StepRecord,
     wanted: &LogitRecord,
     scratch: &mut SampleScratch,
 ) -> Result<(TokenId, Option<TokenScore>), SlotError> {
     match &wanted.kind {
-        LogitRecordKind::Sample { params, position } => {
-            // As the sampler: NaN counts as 0, and 0 is greedy.
-            let token = if params.temperature > 0.0 {
-                let max = row_max(logits).map_err(|_| SlotError::InvalidLogits)?;
-                scratch.weights.resize(logits.len(), 0);
-                weights(isa, logits, max, params.temperature, &mut scratch.weights);
-                choose(&scratch.weights, params, *position, &mut scratch.sampler)
-            } else {
-                greedy(logits)
+        LogitRecordKind::Sample { params, position, history } => {
+            let SampleScratch { sampler, rules: rules_scratch, weights, .. } = &mut *scratch;
+            let mut draw = |row: &[f32]| draw(isa, row, params, *position, weights, sampler);
+            let token = match &params.rules {
+                None => draw(logits),
+                Some(rules) => row_max(logits).and_then(|_| {
+                    let row = rules_scratch.apply(logits, rules, step.history(*history));
+                    row_max_after_rules(row)?;
+                    draw(row)
+                }),
             };
-            let token = token.map_err(|_| SlotError::InvalidLogits)?;
+            let token = token.map_err(slot_error)?;
             let scored = params
                 .top_logprobs
                 .map(|top| row_score(isa, logits, token, top, scratch))
@@ -76,6 +82,24 @@ fn outcome(
             Ok((*token, Some(row_score(isa, logits, *token, *top, scratch)?)))
         }
     }
+}
+
+/// As `oarlock_sampler::sample`: a temperature of NaN counts as 0, and 0 is greedy.
+fn draw(
+    isa: Isa,
+    logits: &[f32],
+    params: &SamplingParams,
+    position: u32,
+    row: &mut Vec<u64>,
+    scratch: &mut Scratch,
+) -> Result<TokenId, SampleError> {
+    if !(params.temperature > 0.0) {
+        return greedy(logits);
+    }
+    let max = row_max(logits)?;
+    row.resize(logits.len(), 0);
+    weights(isa, logits, max, params.temperature, row);
+    choose(row, params, position, scratch)
 }
 
 fn row_score(

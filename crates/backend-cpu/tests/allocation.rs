@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use oarlock_backend::conformance::{Sequence, TestStep};
 use oarlock_backend::quant::random_row;
 use oarlock_backend::{
-    Activation, AttentionParams, Backend, BackendLimits, InnerSplit, KvCacheShape, LogitKind,
-    LogitRow, RotaryStyle, RowSet, WeightKind, WeightView,
+    Activation, AttentionParams, Backend, BackendLimits, History, InnerSplit, KvCacheShape,
+    LogitKind, LogitRow, RotaryStyle, RowSet, WeightKind, WeightView,
 };
 use oarlock_backend_cpu::{CpuBackend, CpuConfig};
 use oarlock_types::SamplingParams;
@@ -90,7 +90,11 @@ fn a_warm_decode_step_allocates_nothing() {
         ]);
         let wanted = [(0, &greedy), (1, &seeded)].map(|(row, params)| LogitRow {
             row,
-            kind: LogitKind::Sample { params, position: position as u32 + 1 },
+            kind: LogitKind::Sample {
+                params,
+                position: position as u32 + 1,
+                history: History::default(),
+            },
         });
         let before = ALLOCATIONS.load(Ordering::Relaxed);
         step.begin(&mut backend, &wanted);

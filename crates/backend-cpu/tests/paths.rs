@@ -4,8 +4,8 @@
 use oarlock_backend::conformance::{Sequence, TestStep};
 use oarlock_backend::quant::{SplitMix, random_row};
 use oarlock_backend::{
-    Activation, AttentionParams, Backend, BackendLimits, InnerSplit, KvCacheShape, LogitKind,
-    LogitRow, RotaryStyle, RowResult, RowSet, WeightKind, WeightView,
+    Activation, AttentionParams, Backend, BackendLimits, History, InnerSplit, KvCacheShape,
+    LogitKind, LogitRow, RotaryStyle, RowResult, RowSet, WeightKind, WeightView,
 };
 use oarlock_backend_cpu::{CpuBackend, CpuConfig, InstructionSet};
 use oarlock_types::{SamplingParams, TokenId};
@@ -215,7 +215,11 @@ fn samples() {
         let wanted: Vec<LogitRow<'_>> = (0..16)
             .map(|i| {
                 let kind = if i % 2 == 0 {
-                    LogitKind::Sample { params: &params[i as usize / 2], position: i }
+                    LogitKind::Sample {
+                        params: &params[i as usize / 2],
+                        position: i,
+                        history: History::default(),
+                    }
                 } else {
                     LogitKind::Score { token: TokenId(i * 1000), top: 3 }
                 };

@@ -17,9 +17,10 @@ mod step;
 mod traits;
 mod weights;
 
+pub use oarlock_sampler::History;
 pub use oracle::OracleBackend;
-pub use outcome::{OutcomeScratch, row_outcome};
-pub use record::{LogitRecord, LogitRecordKind, StepRecord};
+pub use outcome::{OutcomeScratch, row_outcome, slot_error};
+pub use record::{HistoryRecord, LogitRecord, LogitRecordKind, StepRecord};
 pub use step::{BlockTables, ChunkRows, LogitKind, LogitRow, RowResult, StepInput};
 pub use traits::{
     Activation, AttentionParams, Backend, BackendError, BackendLimits, KvCacheShape, RotaryStyle,

@@ -1,14 +1,18 @@
 //! From a row of logits to its [`crate::RowResult`], as every host backend does it.
 
-use oarlock_sampler::{Scratch, SegmentStats, log_sum_exp_of_row, sample, score};
+use oarlock_sampler::{
+    RulesScratch, SampleError, Scratch, SegmentStats, log_sum_exp_of_row, row_max,
+    row_max_after_rules, sample, score,
+};
 use oarlock_types::{SlotError, TokenId, TokenScore};
 
-use crate::record::{LogitRecord, LogitRecordKind};
+use crate::record::{LogitRecord, LogitRecordKind, StepRecord};
 
 /// Memory reused from row to row.
 #[derive(Debug, Default)]
 pub struct OutcomeScratch {
     sampler: Scratch,
+    rules: RulesScratch,
     segments: Vec<SegmentStats>,
 }
 
@@ -16,13 +20,21 @@ pub struct OutcomeScratch {
 #[inline]
 pub fn row_outcome(
     logits: &[f32],
+    step: &StepRecord,
     wanted: &LogitRecord,
     scratch: &mut OutcomeScratch,
 ) -> Result<(TokenId, Option<TokenScore>), SlotError> {
     match &wanted.kind {
-        LogitRecordKind::Sample { params, position } => {
-            let token = sample(logits, params, *position, &mut scratch.sampler)
-                .map_err(|_| SlotError::InvalidLogits)?;
+        LogitRecordKind::Sample { params, position, history } => {
+            let token = match &params.rules {
+                None => sample(logits, params, *position, &mut scratch.sampler),
+                Some(rules) => row_max(logits).and_then(|_| {
+                    let row = scratch.rules.apply(logits, rules, step.history(*history));
+                    row_max_after_rules(row)?;
+                    sample(row, params, *position, &mut scratch.sampler)
+                }),
+            };
+            let token = token.map_err(slot_error)?;
             let scored = match params.top_logprobs {
                 Some(top) => Some(row_score(logits, token, top, scratch)?),
                 None => None,
@@ -32,6 +44,15 @@ pub fn row_outcome(
         LogitRecordKind::Score { token, top } => {
             Ok((*token, Some(row_score(logits, *token, *top, scratch)?)))
         }
+    }
+}
+
+/// Why one row gave no token, as its request hears it.
+#[must_use]
+pub fn slot_error(error: SampleError) -> SlotError {
+    match error {
+        SampleError::InvalidLogits => SlotError::InvalidLogits,
+        SampleError::NothingAllowed => SlotError::NothingAllowed,
     }
 }
 

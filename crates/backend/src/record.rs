@@ -1,5 +1,6 @@
 //! A step's input as a host backend keeps it: everything copied, nothing allocated once warm.
 
+use oarlock_sampler::History;
 use oarlock_types::{BLOCK_TOKENS, SamplingParams, TokenId};
 
 use crate::{BackendLimits, LogitKind, StepInput};
@@ -11,6 +12,7 @@ pub struct StepRecord {
     rows: Vec<RowPlace>,
     tables: Vec<u32>,
     logit_rows: Vec<LogitRecord>,
+    histories: Vec<TokenId>,
 }
 
 /// Where a row's sequence lies in the cache.
@@ -30,6 +32,14 @@ pub struct LogitRecord {
     pub kind: LogitRecordKind,
 }
 
+/// Where [`StepRecord`] keeps the tokens before one to be drawn; nowhere if there are no rules.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HistoryRecord {
+    first: usize,
+    len: usize,
+    num_prompt: usize,
+}
+
 /// An owned [`LogitKind`].
 #[derive(Clone, Debug)]
 pub enum LogitRecordKind {
@@ -39,6 +49,8 @@ pub enum LogitRecordKind {
         params: SamplingParams,
         /// Absolute position of the drawn token.
         position: u32,
+        /// Where the tokens before it are kept; see [`StepRecord::history`].
+        history: HistoryRecord,
     },
     /// Score a known token.
     Score {
@@ -59,6 +71,8 @@ impl StepRecord {
             rows: Vec::with_capacity(limits.max_tokens),
             tables: Vec::with_capacity(limits.max_chunks * blocks_per_chunk),
             logit_rows: Vec::with_capacity(limits.max_tokens + limits.max_chunks),
+            // Grows with the first requests that have rules, and keeps what it got.
+            histories: Vec::new(),
         }
     }
 
@@ -91,11 +105,19 @@ impl StepRecord {
         }
         assert_eq!(self.rows.len(), self.tokens.len(), "chunks cover every row");
         self.logit_rows.clear();
+        self.histories.clear();
+        let histories = &mut self.histories;
         self.logit_rows.extend(input.logit_rows.iter().map(|wanted| {
             assert!((wanted.row as usize) < self.rows.len(), "logit row of the step");
             let kind = match wanted.kind {
-                LogitKind::Sample { params, position } => {
-                    LogitRecordKind::Sample { params: params.clone(), position }
+                LogitKind::Sample { params, position, history } => {
+                    let mut kept = HistoryRecord::default();
+                    if params.rules.is_some() {
+                        let (first, len) = (histories.len(), history.tokens.len());
+                        kept = HistoryRecord { first, len, num_prompt: history.num_prompt };
+                        histories.extend_from_slice(history.tokens);
+                    }
+                    LogitRecordKind::Sample { params: params.clone(), position, history: kept }
                 }
                 LogitKind::Score { token, top } => LogitRecordKind::Score { token, top },
             };
@@ -126,6 +148,13 @@ impl StepRecord {
     pub fn table(&self, row: usize) -> &[u32] {
         let place = self.rows[row];
         &self.tables[place.first_block as usize..][..place.num_blocks as usize]
+    }
+
+    /// The tokens before one to be drawn.
+    #[must_use]
+    pub fn history(&self, record: HistoryRecord) -> History<'_> {
+        let HistoryRecord { first, len, num_prompt } = record;
+        History { tokens: &self.histories[first..][..len], num_prompt }
     }
 
     /// Rows whose logits are wanted.

@@ -1,6 +1,7 @@
 //! What changes from step to step: which tokens are computed, where their KV pages are, and which
 //! rows' logits are wanted.
 
+use oarlock_sampler::History;
 use oarlock_types::{BlockId, SamplingParams, SlotError, SlotId, TokenId, TokenScore};
 
 /// The rows of one step.
@@ -47,6 +48,8 @@ pub enum LogitKind<'a> {
         params: &'a SamplingParams,
         /// Absolute position of the drawn token: that of the row, plus one.
         position: u32,
+        /// The tokens before it; only looked at if `params` has rules.
+        history: History<'a>,
     },
     /// Score a token that is already known.
     Score {

@@ -125,6 +125,7 @@ impl Core {
                 max_seqs: worker.limits.num_slots,
                 max_queued: self.options.max_queued,
                 max_top_logprobs: MAX_TOP_LOGPROBS,
+                max_queued_tokens: u64::MAX,
             },
         });
         info!(

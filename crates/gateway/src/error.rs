@@ -43,6 +43,14 @@ impl ApiError {
         self
     }
 
+    /// A queue is full; there should be room after `retry_after_ms`.
+    fn queue_full(what: String, retry_after_ms: u32) -> Self {
+        let message = format!("Too many requests: {what}");
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
+            .code("queue_full")
+            .retry_after(retry_after_ms.div_ceil(1000).max(1))
+    }
+
     fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after_s = Some(seconds);
         self
@@ -218,11 +226,12 @@ impl From<EngineError> for ApiError {
 impl From<Rejected> for ApiError {
     fn from(rejected: Rejected) -> Self {
         match rejected {
-            Rejected::QueueFull { limit } => {
-                let message = format!("Too many requests: {limit} are waiting already");
-                Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
-                    .code("queue_full")
-                    .retry_after(1)
+            Rejected::QueueFull { limit, retry_after_ms } => {
+                Self::queue_full(format!("{limit} requests are waiting already"), retry_after_ms)
+            }
+            Rejected::QueueTokensFull { limit, retry_after_ms } => {
+                let what = format!("requests with {limit} tokens are waiting already");
+                Self::queue_full(what, retry_after_ms)
             }
             Rejected::TooLong { tokens, limit } => {
                 Self::context_length(limit, tokens as usize, 0, "max_tokens")

@@ -165,6 +165,7 @@ impl Generation {
             tenant: TenantId(0),
             salt: CacheSalt(0),
             deadline,
+            group: None,
         };
         let mut events = served.engine.generate(request).await?;
         let first = events.next().await.ok_or_else(ApiError::engine_lost)??;

@@ -54,6 +54,7 @@ impl Options {
             seed: seed.cast_unsigned(),
             choice: 0,
             top_logprobs: None,
+            rules: None,
         };
         Ok(Self {
             sampling,

@@ -9,6 +9,7 @@
 //!   satisfies it: first `min_p`, then `top_k`, then `top_p` over the mass that the others kept.
 //! - The draw inverts the cumulative weight in order of ids, with a 64-bit number from Philox4x32-10
 //!   keyed by seed and counted by position and choice: no state to carry or to lose.
+//! - Rules (masks, biases, penalties) change a copy of the row, as functions of the tokens so far.
 //! - Logprobs are of the raw logits, by log-sum-exp over fixed [`SEGMENT`]s of the vocabulary; a rank
 //!   that owns whole segments can compute its share.
 //!
@@ -23,13 +24,16 @@
 mod filter;
 pub mod math;
 mod philox;
+mod rules;
 mod sample;
 mod score;
 mod segment;
 
 pub use philox::philox4x32_10;
+pub use rules::{History, RulesScratch};
 pub use sample::{
-    MAX_VOCABULARY, Scratch, WEIGHT_BITS, choose, greedy, random_bits, row_max, sample, weights,
+    MAX_VOCABULARY, Scratch, WEIGHT_BITS, choose, greedy, random_bits, row_max,
+    row_max_after_rules, sample, weights,
 };
 pub use score::{score, top};
 pub use segment::{LANES, SEGMENT, SegmentStats, log_sum_exp, log_sum_exp_of_row, segment_stats};
@@ -40,4 +44,7 @@ pub enum SampleError {
     /// The logits hold a NaN or positive infinity, or every one of them is negative infinity.
     #[error("the logits are not numbers that a token can be drawn from")]
     InvalidLogits,
+    /// The logits are fine, but the request's rules exclude every token.
+    #[error("the request's rules exclude every token")]
+    NothingAllowed,
 }

@@ -69,6 +69,16 @@ pub fn greedy(logits: &[f32]) -> Result<TokenId, SampleError> {
     Ok(TokenId(id as u32))
 }
 
+/// As [`row_max`], for a row that a request's rules have changed: where they exclude every token, it
+/// is they who are at fault.
+#[inline]
+pub fn row_max_after_rules(logits: &[f32]) -> Result<f32, SampleError> {
+    row_max(logits).map_err(|error| match max_and_nan(logits) {
+        (f32::NEG_INFINITY, false) if !logits.is_empty() => SampleError::NothingAllowed,
+        _ => error,
+    })
+}
+
 /// The greatest logit of a row that a token can be drawn from: no NaN, no positive infinity, and at
 /// least one finite logit (negative infinity masks a token).
 #[inline]

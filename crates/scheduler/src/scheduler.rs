@@ -133,7 +133,10 @@ impl Scheduler {
             return Err(Rejected::UnknownToken { token });
         }
         if self.waiting.len() >= self.limits.max_queued as usize {
-            return Err(Rejected::QueueFull { limit: self.limits.max_queued });
+            return Err(Rejected::QueueFull {
+                limit: self.limits.max_queued,
+                retry_after_ms: 1000,
+            });
         }
         Ok(())
     }

@@ -96,6 +96,7 @@ impl Sequence {
             prompt_tokens: self.request.num_prompt,
             cached_tokens: self.cached_tokens.unwrap_or(0),
             completion_tokens: self.num_tokens() - self.request.num_prompt,
+            preemptions: 0,
         }
     }
 

@@ -51,6 +51,9 @@ impl Tokenizer {
         match source {
             TokenizerSource::Bpe(vocabulary) => Self::from_vocabulary(vocabulary),
             TokenizerSource::Json(text) => Self::from_json(text),
+            TokenizerSource::SentencePiece(_) => Err(TextError::InvalidVocabulary(
+                "SentencePiece vocabularies are not supported yet".to_owned(),
+            )),
         }
     }
 

@@ -34,6 +34,8 @@ pub enum TokenizerSource {
     Bpe(BpeVocabulary),
     /// A `tokenizer.json` file of the `tokenizers` library.
     Json(String),
+    /// SentencePiece's BPE: pieces with scores (GGUF's `llama` model; Gemma).
+    SentencePiece(SentencePieceVocabulary),
 }
 
 /// A byte-level BPE vocabulary.
@@ -47,6 +49,19 @@ pub struct BpeVocabulary {
     pub kinds: Vec<TokenKind>,
     /// Merges in order of rank, `left right`.
     pub merges: Vec<String>,
+}
+
+/// A SentencePiece vocabulary of pieces with scores.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SentencePieceVocabulary {
+    /// Texts of the pieces, by id; a space is written `▁` (U+2581).
+    pub tokens: Vec<String>,
+    /// Scores by id: of two pairs of pieces that could be joined, the higher one goes first.
+    pub scores: Vec<f32>,
+    /// What each token is, by id.
+    pub kinds: Vec<TokenKind>,
+    /// Whether a space is put before a text.
+    pub add_space_prefix: bool,
 }
 
 /// What a token of the vocabulary is (GGUF's `token_type`).
@@ -126,4 +141,6 @@ pub struct EngineLimits {
     pub max_queued: u32,
     /// Most likely tokens that a request may ask logprobs for.
     pub max_top_logprobs: u32,
+    /// Tokens of waiting sequences at most.
+    pub max_queued_tokens: u64,
 }

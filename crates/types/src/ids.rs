@@ -57,6 +57,10 @@ id!(
     /// Namespace of the prefix cache: two salts never share a block.
     CacheSalt(u64)
 );
+id!(
+    /// Requests that came together, with one prompt: the choices of one client call.
+    GroupId(u64)
+);
 
 impl TokenId {
     /// The id as an index into the vocabulary.

@@ -7,19 +7,25 @@ mod ids;
 mod plan;
 mod request;
 mod result;
+mod sampling;
 mod status;
 
 pub use card::{
-    BpeVocabulary, EngineLimits, Fingerprint, LoadProgress, ModelCard, TokenKind, TokenizerSource,
-    WorkerDescription, WorkerLimits,
+    BpeVocabulary, EngineLimits, Fingerprint, LoadProgress, ModelCard, SentencePieceVocabulary,
+    TokenKind, TokenizerSource, WorkerDescription, WorkerLimits,
 };
 pub use ids::{
-    BLOCK_TOKENS, BlockId, CacheSalt, Epoch, RequestId, SlotId, StepId, TenantId, Tick, TokenId,
+    BLOCK_TOKENS, BlockId, CacheSalt, Epoch, GroupId, RequestId, SlotId, StepId, TenantId, Tick,
+    TokenId,
 };
 pub use plan::{Chunk, NewBlocks, SlotStart, StepPlan};
-pub use request::{Priority, Rejected, Request, SamplingParams, StopCriteria};
+pub use request::{Priority, Rejected, Request, StopCriteria};
 pub use result::{
     Event, EventKind, FinishReason, RankedToken, SampledToken, SlotError, SlotResult, StepResult,
     TokenScore, Usage,
 };
-pub use status::{EngineDescription, EngineState, EngineStats, EngineStatus};
+pub use sampling::{LogitRules, SamplingParams};
+pub use status::{
+    EngineDescription, EngineState, EngineStats, EngineStatus, HISTOGRAM_BUCKETS, Histogram,
+    STEP_TIME_BOUNDS_US, STEP_TOKENS_BOUNDS,
+};

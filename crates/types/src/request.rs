@@ -1,41 +1,6 @@
 //! What a client asks for, as the engine sees it: token ids only, everything already validated.
 
-use crate::{CacheSalt, RequestId, TenantId, Tick, TokenId};
-
-/// How a token is drawn from the logits. All of it is a function of these fields, the tokens so far
-/// and the absolute position, so that preemption and failover need no other state.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SamplingParams {
-    /// 0 takes the most likely token (the lowest id among equals); otherwise logits are divided by it.
-    pub temperature: f32,
-    /// Keep the `top_k` most likely tokens; 0 keeps all.
-    pub top_k: u32,
-    /// Keep the shortest prefix (by weight descending, id ascending) with at least this share of the
-    /// weight; 1.0 keeps all.
-    pub top_p: f32,
-    /// Keep tokens with at least this share of the most likely token's weight; 0.0 keeps all.
-    pub min_p: f32,
-    /// Key of the counter-based generator.
-    pub seed: u64,
-    /// Which of `n` choices this is: part of the generator's counter.
-    pub choice: u32,
-    /// `Some(n)`: report the logprob of each sampled token and of the `n` most likely ones.
-    pub top_logprobs: Option<u8>,
-}
-
-impl Default for SamplingParams {
-    fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            seed: 0,
-            choice: 0,
-            top_logprobs: None,
-        }
-    }
-}
+use crate::{CacheSalt, GroupId, RequestId, SamplingParams, TenantId, Tick, TokenId};
 
 /// When a request is finished.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,6 +47,9 @@ pub struct Request {
     pub salt: CacheSalt,
     /// When the client no longer wants the answer.
     pub deadline: Option<Tick>,
+    /// Requests with the same prompt that came together (`n`, `best_of`): all but the first wait until
+    /// its prompt is in the prefix cache, and compute only the tail of it themselves.
+    pub group: Option<GroupId>,
 }
 
 /// Why a request was not taken.
@@ -91,6 +59,15 @@ pub enum Rejected {
     QueueFull {
         /// Requests that the queue holds at most.
         limit: u32,
+        /// When there should be room, by the rate at which the queue drains, in milliseconds.
+        retry_after_ms: u32,
+    },
+    /// The waiting requests have too many tokens already: try again later.
+    QueueTokensFull {
+        /// Tokens that the queue holds at most.
+        limit: u64,
+        /// When there should be room, by the rate at which the queue drains, in milliseconds.
+        retry_after_ms: u32,
     },
     /// Prompt and generated tokens together can never fit.
     TooLong {

@@ -58,6 +58,8 @@ pub struct RankedToken {
 pub enum SlotError {
     /// The logits held a NaN, or no token could be chosen.
     InvalidLogits,
+    /// The request's own rules (allowed tokens, biases, minimum length) exclude every token.
+    NothingAllowed,
     /// Handling this slot panicked.
     Panicked(String),
 }
@@ -124,4 +126,6 @@ pub struct Usage {
     pub cached_tokens: u32,
     /// Tokens generated.
     pub completion_tokens: u32,
+    /// How often it lost its blocks to others and was computed again.
+    pub preemptions: u32,
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use oarlock_backend::{
-    Backend, BackendError, ChunkRows, LogitKind, LogitRow, RowResult, StepInput,
+    Backend, BackendError, ChunkRows, History, LogitKind, LogitRow, RowResult, StepInput,
 };
 use oarlock_model::Decoder;
 use oarlock_types::{
@@ -116,7 +116,9 @@ impl<B: Backend> Executor<B> {
             }));
             if chunk.sample {
                 let position = chunk.start + chunk.len;
-                let kind = LogitKind::Sample { params: &sequence.sampling, position };
+                let num_prompt = sequence.num_prompt;
+                let history = History { tokens: &sequence.tokens, num_prompt };
+                let kind = LogitKind::Sample { params: &sequence.sampling, position, history };
                 logit_rows.push(LogitRow { row: row(position - 1), kind });
             }
         }

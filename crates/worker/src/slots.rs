@@ -51,6 +51,8 @@ pub enum PlanError {
 pub(crate) struct Sequence {
     /// All tokens known so far; sampled ones are appended by the worker itself.
     pub(crate) tokens: Vec<TokenId>,
+    /// How many of `tokens` are prompt.
+    pub(crate) num_prompt: usize,
     pub(crate) sampling: SamplingParams,
     pub(crate) prompt_logprobs: Option<u8>,
     /// Set once a step failed for this sequence alone; later chunks of it repeat the error.
@@ -94,6 +96,7 @@ impl Slots {
         // The vector of tokens keeps its memory from the slot's last sequence.
         sequence.tokens.clear();
         sequence.tokens.extend_from_slice(&start.tokens);
+        sequence.num_prompt = start.num_prompt as usize;
         sequence.sampling = start.sampling.clone();
         sequence.prompt_logprobs = start.prompt_logprobs;
         sequence.failed = None;

@@ -1,12 +1,27 @@
 //! Sampling and scoring: exactly what the sampler gives for the same logits.
 
-use oarlock_types::{SamplingParams, SlotError, TokenId};
+use std::sync::Arc;
 
-use crate::{Backend, LogitKind, LogitRow, RowResult, RowSet};
+use oarlock_types::{LogitRules, SamplingParams, SlotError, TokenId};
+
+use crate::{Backend, History, LogitKind, LogitRow, RowResult, RowSet};
 
 use super::{Make, TestStep, limits, oracle, random_values};
 
 const VOCABULARY: usize = 5000;
+
+fn rules() -> LogitRules {
+    LogitRules {
+        bad_words: vec![vec![TokenId(2), TokenId(11)], vec![TokenId(12)]],
+        min_tokens: 6,
+        min_tokens_banned: vec![TokenId(0), TokenId(1)],
+        bias: vec![(TokenId(3), -2.5), (TokenId(20), 4.0)],
+        repetition_penalty: 1.3,
+        frequency_penalty: 0.4,
+        presence_penalty: 0.7,
+        ..LogitRules::default()
+    }
+}
 
 fn params() -> Vec<SamplingParams> {
     let base = SamplingParams::default();
@@ -14,7 +29,14 @@ fn params() -> Vec<SamplingParams> {
         SamplingParams { temperature: 0.0, top_logprobs: Some(3), ..base.clone() },
         SamplingParams { seed: 1, ..base.clone() },
         SamplingParams { seed: 2, top_k: 40, top_p: 0.9, ..base.clone() },
-        SamplingParams { seed: 3, min_p: 0.05, temperature: 0.7, top_logprobs: Some(0), ..base },
+        SamplingParams {
+            seed: 3,
+            min_p: 0.05,
+            temperature: 0.7,
+            top_logprobs: Some(0),
+            ..base.clone()
+        },
+        SamplingParams { seed: 4, top_logprobs: Some(2), rules: Some(Arc::new(rules())), ..base },
     ]
 }
 
@@ -52,6 +74,21 @@ fn run<B: Backend>(
     results
 }
 
+fn sample(params: &SamplingParams, position: u32) -> LogitKind<'_> {
+    // Repeats itself, so that penalties count to more than one.
+    const TOKENS: [TokenId; 8] = [
+        TokenId(3),
+        TokenId(5),
+        TokenId(5),
+        TokenId(9),
+        TokenId(3),
+        TokenId(3),
+        TokenId(40),
+        TokenId(2),
+    ];
+    LogitKind::Sample { params, position, history: History { tokens: &TOKENS, num_prompt: 3 } }
+}
+
 fn wanted(params: &[SamplingParams]) -> Vec<LogitRow<'_>> {
     let mut wanted = Vec::new();
     for row in 0..20 {
@@ -61,7 +98,7 @@ fn wanted(params: &[SamplingParams]) -> Vec<LogitRow<'_>> {
         }
         if row % 2 == 0 {
             let params = &params[row as usize / 2 % params.len()];
-            wanted.push(LogitRow { row, kind: LogitKind::Sample { params, position: 100 + row } });
+            wanted.push(LogitRow { row, kind: sample(params, 100 + row) });
         }
     }
     wanted

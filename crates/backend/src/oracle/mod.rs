@@ -302,7 +302,7 @@ impl Backend for OracleBackend {
 
     fn sample(&mut self, logits: &OracleTensor) {
         for (row, wanted) in self.step.logit_rows()[self.tile.clone()].iter().enumerate() {
-            let outcome = row_outcome(logits.row(row), wanted, &mut self.scratch);
+            let outcome = row_outcome(logits.row(row), &self.step, wanted, &mut self.scratch);
             self.results.push(RowResult { outcome });
         }
     }

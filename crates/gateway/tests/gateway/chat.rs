@@ -49,6 +49,7 @@ async fn parameters_reach_the_engine() {
         seed: (-3_i64).cast_unsigned(),
         choice: 0,
         top_logprobs: Some(2),
+        rules: None,
     };
     assert_eq!(request.sampling, expected);
     assert_eq!(request.stop.max_tokens, 5);

@@ -13,7 +13,7 @@ use crate::fake_engine::{Then, bytes, chat_body, client, client_with, script, te
 async fn engine_errors_have_their_status() {
     let rejected = EngineError::Rejected;
     for (error, status, code, retry) in [
-        (rejected(Rejected::QueueFull { limit: 4 }), 429, "queue_full", true),
+        (rejected(Rejected::QueueFull { limit: 4, retry_after_ms: 1500 }), 429, "queue_full", true),
         (
             rejected(Rejected::TooLong { tokens: 9, limit: 5 }),
             400,

@@ -123,6 +123,7 @@ fn description() -> EngineDescription {
             max_seqs: 4,
             max_queued: 4,
             max_top_logprobs: 20,
+            max_queued_tokens: 1 << 20,
         },
     }
 }

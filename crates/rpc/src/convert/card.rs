@@ -17,6 +17,14 @@ impl From<&t::ModelCard> for p::ModelCard {
                 })
             }
             t::TokenizerSource::Json(json) => p::model_card::Tokenizer::Json(json.clone()),
+            t::TokenizerSource::SentencePiece(vocabulary) => {
+                p::model_card::Tokenizer::SentencePiece(p::SentencePieceVocabulary {
+                    tokens: vocabulary.tokens.clone(),
+                    scores: vocabulary.scores.clone(),
+                    kinds: vocabulary.kinds.iter().map(|kind| *kind as u8).collect(),
+                    add_space_prefix: vocabulary.add_space_prefix,
+                })
+            }
         });
         Self {
             architecture: card.architecture.clone(),
@@ -42,6 +50,9 @@ impl TryFrom<p::ModelCard> for t::ModelCard {
                 Some(t::TokenizerSource::Bpe(vocabulary(bpe)?))
             }
             Some(p::model_card::Tokenizer::Json(json)) => Some(t::TokenizerSource::Json(json)),
+            Some(p::model_card::Tokenizer::SentencePiece(pieces)) => {
+                Some(t::TokenizerSource::SentencePiece(sentence_piece(pieces)?))
+            }
             None => None,
         };
         Ok(Self {
@@ -57,6 +68,17 @@ impl TryFrom<p::ModelCard> for t::ModelCard {
             add_bos: card.add_bos,
         })
     }
+}
+
+fn sentence_piece(
+    pieces: p::SentencePieceVocabulary,
+) -> Result<t::SentencePieceVocabulary, ConvertError> {
+    Ok(t::SentencePieceVocabulary {
+        kinds: pieces.kinds.iter().map(|kind| token_kind(*kind)).collect::<Result<_, _>>()?,
+        tokens: pieces.tokens,
+        scores: pieces.scores,
+        add_space_prefix: pieces.add_space_prefix,
+    })
 }
 
 fn vocabulary(bpe: p::BpeVocabulary) -> Result<t::BpeVocabulary, ConvertError> {

@@ -19,6 +19,7 @@ impl From<&t::EngineDescription> for p::EngineDescription {
                 max_seqs: limits.max_seqs,
                 max_queued: limits.max_queued,
                 max_top_logprobs: limits.max_top_logprobs,
+                max_queued_tokens: limits.max_queued_tokens,
             }),
         }
     }
@@ -38,6 +39,7 @@ impl TryFrom<p::EngineDescription> for t::EngineDescription {
                 max_seqs: limits.max_seqs,
                 max_queued: limits.max_queued,
                 max_top_logprobs: limits.max_top_logprobs,
+                max_queued_tokens: limits.max_queued_tokens,
             },
         })
     }
@@ -76,6 +78,7 @@ fn finished(reason: &t::FinishReason, usage: t::Usage) -> p::Finished {
         prompt_tokens: usage.prompt_tokens,
         cached_tokens: usage.cached_tokens,
         completion_tokens: usage.completion_tokens,
+        preemptions: usage.preemptions,
     }
 }
 
@@ -110,6 +113,7 @@ fn finished_event(finished: p::Finished) -> Result<t::EventKind, ConvertError> {
         prompt_tokens: finished.prompt_tokens,
         cached_tokens: finished.cached_tokens,
         completion_tokens: finished.completion_tokens,
+        preemptions: finished.preemptions,
     };
     Ok(t::EventKind::Finished { reason, usage })
 }
@@ -129,6 +133,8 @@ impl From<&t::EngineStatus> for p::EngineStatus {
             loading: Some(status.loading.into()),
             worker_pids: status.worker_pids.clone(),
             stats: Some(status.stats.into()),
+            step_time_us: Some(status.step_time_us.into()),
+            step_tokens: Some(status.step_tokens.into()),
         }
     }
 }
@@ -150,6 +156,8 @@ impl TryFrom<p::EngineStatus> for t::EngineStatus {
             loading: required(status.loading, "loading")?.into(),
             worker_pids: status.worker_pids,
             stats: required(status.stats, "stats")?.into(),
+            step_time_us: required(status.step_time_us, "step_time_us")?.try_into()?,
+            step_tokens: required(status.step_tokens, "step_tokens")?.try_into()?,
         })
     }
 }
@@ -189,14 +197,40 @@ same_fields!(
     finished_length,
     finished_cancelled,
     finished_failed,
-    rejected
+    rejected,
+    waiting_tokens,
+    rejected_queue_full
 );
+
+impl From<t::Histogram> for p::Histogram {
+    fn from(histogram: t::Histogram) -> Self {
+        Self { counts: histogram.counts.to_vec(), sum: histogram.sum }
+    }
+}
+
+impl TryFrom<p::Histogram> for t::Histogram {
+    type Error = ConvertError;
+
+    fn try_from(histogram: p::Histogram) -> Result<Self, ConvertError> {
+        let value = histogram.counts.len() as u64;
+        let counts = histogram.counts.try_into();
+        let counts = counts.map_err(|_| ConvertError::OutOfRange { field: "counts", value })?;
+        Ok(Self { counts, sum: histogram.sum })
+    }
+}
 
 /// A refused request as a gRPC status: the code for people and proxies, the details for us.
 pub(crate) fn rejection_to_status(rejected: Rejected) -> Status {
     use p::rejection::Kind;
     let (code, kind) = match rejected {
-        Rejected::QueueFull { limit } => (Code::ResourceExhausted, Kind::QueueFullLimit(limit)),
+        Rejected::QueueFull { limit, retry_after_ms } => {
+            let full = p::QueueFull { limit: limit.into(), retry_after_ms };
+            (Code::ResourceExhausted, Kind::QueueFull(full))
+        }
+        Rejected::QueueTokensFull { limit, retry_after_ms } => {
+            let full = p::QueueFull { limit, retry_after_ms };
+            (Code::ResourceExhausted, Kind::QueueTokensFull(full))
+        }
         Rejected::TooLong { tokens, limit } => {
             (Code::InvalidArgument, Kind::TooLong(p::TooLong { tokens, limit }))
         }
@@ -217,7 +251,12 @@ pub(crate) fn rejection_from_status(status: &Status) -> Option<Rejected> {
     }
     let rejection = p::Rejection::decode(status.details()).ok()?;
     Some(match rejection.kind? {
-        Kind::QueueFullLimit(limit) => Rejected::QueueFull { limit },
+        Kind::QueueFull(p::QueueFull { limit, retry_after_ms }) => {
+            Rejected::QueueFull { limit: u32::try_from(limit).ok()?, retry_after_ms }
+        }
+        Kind::QueueTokensFull(p::QueueFull { limit, retry_after_ms }) => {
+            Rejected::QueueTokensFull { limit, retry_after_ms }
+        }
         Kind::TooLong(p::TooLong { tokens, limit }) => Rejected::TooLong { tokens, limit },
         Kind::EmptyPrompt(p::Empty {}) => Rejected::EmptyPrompt,
         Kind::DuplicateId(p::Empty {}) => Rejected::DuplicateId,

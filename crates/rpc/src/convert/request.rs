@@ -1,5 +1,7 @@
 //! Sampling parameters, requests and the scores of tokens.
 
+use std::sync::Arc;
+
 use oarlock_types as t;
 
 use super::{ConvertError, all, byte, raw_tokens, required, token_ids};
@@ -15,7 +17,68 @@ impl From<&t::SamplingParams> for p::SamplingParams {
             seed: params.seed,
             choice: params.choice,
             top_logprobs: params.top_logprobs.map(u32::from),
+            rules: params.rules.as_deref().map(Into::into),
         }
+    }
+}
+
+impl From<&t::LogitRules> for p::LogitRules {
+    fn from(rules: &t::LogitRules) -> Self {
+        let words = rules.bad_words.iter();
+        Self {
+            allowed: raw_tokens(&rules.allowed),
+            bad_words: words.map(|w| p::TokenSequence { tokens: raw_tokens(w) }).collect(),
+            min_tokens: rules.min_tokens,
+            min_tokens_banned: raw_tokens(&rules.min_tokens_banned),
+            bias_tokens: rules.bias.iter().map(|(token, _)| token.0).collect(),
+            bias_values: rules.bias.iter().map(|(_, value)| *value).collect(),
+            repetition_penalty: rules.repetition_penalty,
+            frequency_penalty: rules.frequency_penalty,
+            presence_penalty: rules.presence_penalty,
+        }
+    }
+}
+
+impl TryFrom<p::LogitRules> for t::LogitRules {
+    type Error = ConvertError;
+
+    fn try_from(rules: p::LogitRules) -> Result<Self, ConvertError> {
+        let wrong = |field, value: usize| ConvertError::OutOfRange { field, value: value as u64 };
+        let sorted = |field, ids: &[u32]| {
+            if ids.is_sorted() { Ok(()) } else { Err(wrong(field, ids.len())) }
+        };
+        sorted("allowed", &rules.allowed)?;
+        sorted("min_tokens_banned", &rules.min_tokens_banned)?;
+        sorted("bias_tokens", &rules.bias_tokens)?;
+        if rules.bias_tokens.len() != rules.bias_values.len() {
+            return Err(wrong("bias_values", rules.bias_values.len()));
+        }
+        if rules.bad_words.iter().any(|word| word.tokens.is_empty()) {
+            return Err(wrong("bad_words", 0));
+        }
+        let factors = [
+            ("repetition_penalty", rules.repetition_penalty),
+            ("frequency_penalty", rules.frequency_penalty.abs()),
+            ("presence_penalty", rules.presence_penalty.abs()),
+        ];
+        if let Some((field, _)) =
+            factors.iter().find(|(_, value)| !(value.is_finite() && *value >= 0.0))
+        {
+            return Err(ConvertError::NotAFactor(field));
+        }
+        if rules.repetition_penalty == 0.0 || rules.bias_values.iter().any(|v| !v.is_finite()) {
+            return Err(wrong("repetition_penalty or bias_values", 0));
+        }
+        Ok(Self {
+            allowed: token_ids(rules.allowed),
+            bad_words: rules.bad_words.into_iter().map(|word| token_ids(word.tokens)).collect(),
+            min_tokens: rules.min_tokens,
+            min_tokens_banned: token_ids(rules.min_tokens_banned),
+            bias: token_ids(rules.bias_tokens).into_iter().zip(rules.bias_values).collect(),
+            repetition_penalty: rules.repetition_penalty,
+            frequency_penalty: rules.frequency_penalty,
+            presence_penalty: rules.presence_penalty,
+        })
     }
 }
 
@@ -38,6 +101,7 @@ impl TryFrom<p::SamplingParams> for t::SamplingParams {
             seed: params.seed,
             choice: params.choice,
             top_logprobs: params.top_logprobs.map(|n| byte(n, "top_logprobs")).transpose()?,
+            rules: params.rules.map(|rules| rules.try_into().map(Arc::new)).transpose()?,
         })
     }
 }
@@ -55,6 +119,7 @@ impl From<&t::Request> for p::GenerateRequest {
             tenant: request.tenant.0,
             salt: request.salt.0,
             deadline_us: request.deadline.map(|deadline| deadline.0),
+            group: request.group.map(|group| group.0),
         }
     }
 }
@@ -89,6 +154,7 @@ impl TryFrom<p::GenerateRequest> for t::Request {
             tenant: t::TenantId(request.tenant),
             salt: t::CacheSalt(request.salt),
             deadline: request.deadline_us.map(t::Tick),
+            group: request.group.map(t::GroupId),
         })
     }
 }
@@ -133,6 +199,7 @@ impl From<&t::SlotError> for p::SlotError {
     fn from(error: &t::SlotError) -> Self {
         let kind = match error {
             t::SlotError::InvalidLogits => p::slot_error::Kind::InvalidLogits(p::Empty {}),
+            t::SlotError::NothingAllowed => p::slot_error::Kind::NothingAllowed(p::Empty {}),
             t::SlotError::Panicked(message) => p::slot_error::Kind::Panicked(message.clone()),
         };
         Self { kind: Some(kind) }
@@ -145,6 +212,7 @@ impl TryFrom<p::SlotError> for t::SlotError {
     fn try_from(error: p::SlotError) -> Result<Self, ConvertError> {
         Ok(match required(error.kind, "kind")? {
             p::slot_error::Kind::InvalidLogits(p::Empty {}) => Self::InvalidLogits,
+            p::slot_error::Kind::NothingAllowed(p::Empty {}) => Self::NothingAllowed,
             p::slot_error::Kind::Panicked(message) => Self::Panicked(message),
         })
     }

@@ -131,7 +131,10 @@ fn what_can_never_run_is_refused() {
     assert_eq!(submit(&mut harness, 1, text(0, 30), 0), Ok(()));
     assert_eq!(submit(&mut harness, 1, text(0, 30), 0), Err(Rejected::DuplicateId));
     assert_eq!(submit(&mut harness, 2, text(0, 29), 1), Ok(()));
-    assert_eq!(submit(&mut harness, 3, text(0, 3), 1), Err(Rejected::QueueFull { limit: 2 }));
+    assert!(matches!(
+        submit(&mut harness, 3, text(0, 3), 1),
+        Err(Rejected::QueueFull { limit: 2, .. })
+    ));
     assert_eq!(harness.scheduler.stats().rejected, 6);
     harness.drain();
     assert_eq!(submit(&mut harness, 1, text(0, 3), 1), Ok(()));

@@ -48,6 +48,7 @@ pub(crate) fn request(id: u64, salt: u64, tokens: Vec<TokenId>, max_tokens: u32)
         tenant: TenantId(0),
         salt: CacheSalt(salt),
         deadline: None,
+        group: None,
     }
 }
 

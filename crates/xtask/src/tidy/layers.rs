@@ -15,7 +15,7 @@ enum Layer {
 }
 
 /// Every crate of the design, also those that do not exist yet.
-const LAYERS: [(&str, Layer); 24] = [
+const LAYERS: [(&str, Layer); 26] = [
     ("types", Layer::Words),
     ("rpc", Layer::Words),
     ("kv-cache", Layer::PureCore),
@@ -32,11 +32,13 @@ const LAYERS: [(&str, Layer); 24] = [
     ("worker", Layer::Processes),
     ("engine", Layer::Processes),
     ("discovery", Layer::Processes),
+    ("access", Layer::Processes),
     ("gateway", Layer::Processes),
     ("operator", Layer::Processes),
     ("config", Layer::Edges),
     ("telemetry", Layer::Edges),
     ("cli", Layer::Edges),
+    ("bench", Layer::Edges),
     ("simgpu", Layer::Edges),
     ("sim", Layer::Edges),
     ("testkit", Layer::Edges),
