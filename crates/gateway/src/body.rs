@@ -27,7 +27,9 @@ impl FromRequest<App> for JsonObject {
                 StatusCode::PAYLOAD_TOO_LARGE => ApiError::body_too_large(limit),
                 _ => ApiError::malformed("The body could not be read"),
             })?;
-        app.compute(bytes.len(), move || parse(&bytes)).await?.map(|map| Self(Fields::new(map)))
+        let num_bytes = bytes.len();
+        let parsed = app.compute(num_bytes, move || parse(&bytes)).await?;
+        parsed.map(|map| Self(Fields::new(map, num_bytes)))
     }
 }
 

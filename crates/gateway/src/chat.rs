@@ -5,22 +5,25 @@ use std::time::Instant;
 
 use axum::extract::State;
 use axum::response::Response;
-use oarlock_text::{ChatPrompt, TextError, Tokenizer};
-use oarlock_types::TokenId;
+use oarlock_text::ChatPrompt;
 
 use crate::app::App;
 use crate::body::JsonObject;
 use crate::chat_response::ChatWire;
+use crate::choices::{Choices, Fanout, Job};
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::generate::{Generation, Job};
 use crate::messages::Conversation;
-use crate::models::Served;
-use crate::sampling::{Options, take_max_tokens};
+use crate::models::{ModelText, Served, check_top_logprobs};
+use crate::prompts::{EncodedPrompt, Encoding, encode_bounded, fit_max_tokens, truncate};
+use crate::sampling::{Options, Truncation, take_max_tokens};
+use crate::settings::Settings;
 use crate::stream::respond;
 
-/// Most likely tokens that may be asked for at each place.
-pub(crate) const MAX_TOP_LOGPROBS: i64 = 20;
+/// Put behind an open last message while the template renders it, to find where it ends. The space
+/// at its end tells whether the template keeps spaces there. No text of a client contains it, unless
+/// on purpose; the last one counts.
+const CONTINUATION_MARK: &str = "\u{f8ff}<oarlock continues here>\u{f8ff} ";
 
 /// A checked request.
 struct ChatRequest {
@@ -30,21 +33,35 @@ struct ChatRequest {
     max_tokens: Option<u32>,
 }
 
+/// A request that runs.
+pub(crate) struct RunningChat {
+    pub(crate) served: Arc<Served>,
+    pub(crate) options: Options,
+    pub(crate) choices: Choices,
+}
+
 impl ChatRequest {
-    fn take(mut fields: Fields) -> Result<Self, ApiError> {
+    fn take(mut fields: Fields, app: &App) -> Result<Self, ApiError> {
+        let limits = &app.config.request;
         let model = fields.string("model")?.ok_or_else(|| ApiError::missing("model"))?;
-        let conversation = Conversation::take(&mut fields)?;
-        let mut options = Options::take(&mut fields)?;
-        options.sampling.top_logprobs = take_logprobs(&mut fields)?;
-        let max_tokens = take_max_tokens(&mut fields, 1)?;
+        let conversation = Conversation::take(&mut fields, limits)?;
+        let mut options = Options::take(&mut fields, limits)?;
+        options.sampling.top_logprobs = take_logprobs(&mut fields, limits.max_top_logprobs)?;
+        let least = i64::from(options.prompt_logprobs.is_none());
+        let max_tokens = take_max_tokens(&mut fields, least, options.rules.min_tokens)?;
+        // A template writes its special tokens itself.
+        if fields.boolean("add_special_tokens")?.unwrap_or(false) {
+            let message = "only false is supported: the chat template writes special tokens";
+            return Err(ApiError::unsupported("add_special_tokens", message));
+        }
         fields.finish()?;
         Ok(Self { model, conversation, options, max_tokens })
     }
 }
 
-fn take_logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
+fn take_logprobs(fields: &mut Fields, most: u32) -> Result<Option<u8>, ApiError> {
     let logprobs = fields.boolean("logprobs")?.unwrap_or(false);
-    let top_logprobs = fields.integer("top_logprobs", 0..=MAX_TOP_LOGPROBS)?.unwrap_or(0);
+    let top_logprobs = fields.integer("top_logprobs", 0..=i64::from(most))?.unwrap_or(0);
     if top_logprobs > 0 && !logprobs {
         return Err(ApiError::invalid("top_logprobs", "it goes with \"logprobs\": true only"));
     }
@@ -53,17 +70,35 @@ fn take_logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
 
 /// Answers one chat request.
 pub(crate) async fn create(State(app): State<App>, body: JsonObject) -> Result<Response, ApiError> {
+    let RunningChat { served, options, choices } = start(&app, body.0).await?;
+    let wire = ChatWire::new(&served, &options)?;
+    respond(&app, choices, wire, &options).await
+}
+
+/// Checks a chat request and hands it to an engine.
+pub(crate) async fn start(app: &App, fields: Fields) -> Result<RunningChat, ApiError> {
     let arrived = Instant::now();
     let in_flight = app.admit()?;
-    let ChatRequest { model, conversation, options, max_tokens } = ChatRequest::take(body.0)?;
+    let job = Arc::clone(app);
+    let request = app.compute(fields.num_bytes(), move || ChatRequest::take(fields, &job));
+    let ChatRequest { model, conversation, mut options, max_tokens } = request.await??;
     let served = app.models.find(&model).await?;
-    check_top_logprobs(&served, &options, "top_logprobs")?;
-    let prompt = encode_chat(&app, &served, conversation).await?;
-    let max_tokens = fit_max_tokens(&served, prompt.len(), max_tokens, u32::MAX, "messages")?;
-    let wire = ChatWire::new(&served, &options)?;
-    let job = Job::new(prompt, max_tokens, &options);
-    let generation = Generation::start(&app, &served, job, in_flight, arrived).await?;
-    respond(&app, generation, wire, options.stream).await
+    check_top_logprobs(&served, options.sampling.top_logprobs, "top_logprobs")?;
+    check_top_logprobs(&served, options.prompt_logprobs, "prompt_logprobs")?;
+    let mut prompt = encode_chat(app, &served, conversation, options.truncate_prompt).await?;
+    let limit = served.limits.max_sequence_tokens;
+    truncate(&mut prompt, options.truncate_prompt, limit, max_tokens);
+    let max_tokens =
+        fit_max_tokens(&served, prompt.tokens.len(), max_tokens, u32::MAX, "messages")?;
+    let fanout = Fanout {
+        choices: options.n,
+        prompt_logprobs: options.prompt_logprobs,
+        first_scores_only: true,
+    };
+    let settings = Arc::new(Settings::new(app, &served, &mut options).await?);
+    let jobs = vec![Job { prompt: prompt.tokens.into(), max_tokens, num_echo_chars: 0 }];
+    let choices = Choices::start(app, &served, settings, jobs, &fanout, in_flight, arrived);
+    Ok(RunningChat { choices: choices.await?, served, options })
 }
 
 /// Renders the conversation and tokenizes the text; special tokens in it count as such.
@@ -71,70 +106,44 @@ pub(crate) async fn encode_chat(
     app: &App,
     served: &Served,
     conversation: Conversation,
-) -> Result<Vec<TokenId>, ApiError> {
+    truncate: Option<Truncation>,
+) -> Result<EncodedPrompt, ApiError> {
     let tokenizer = Arc::clone(served.text.tokenizer()?);
     served.text.template()?;
     let text = Arc::clone(&served.text);
     let limit = served.limits.max_sequence_tokens;
     let bytes = conversation.approximate_bytes();
+    let encoding = Encoding { add_bos: false, truncate, field: "messages" };
     app.compute(bytes, move || {
-        let rendered = text.template()?.render(&ChatPrompt {
-            messages: &conversation.messages,
-            tools: conversation.tools.as_ref(),
-            add_generation_prompt: conversation.add_generation_prompt,
-            kwargs: &conversation.template_kwargs,
-            bos_token: text.bos_text.as_deref(),
-            eos_token: text.eos_text.as_deref(),
-        })?;
-        encode_bounded(&tokenizer, &rendered, limit, "messages")
+        let rendered = render(&text, conversation)?;
+        let tokens = encode_bounded(&tokenizer, &rendered, limit, encoding)?;
+        Ok(EncodedPrompt { tokens, text: None })
     })
     .await?
 }
 
-/// Tokenizes `text`, unless it is longer than any text of `limit` tokens.
-pub(crate) fn encode_bounded(
-    tokenizer: &Tokenizer,
-    text: &str,
-    limit: u32,
-    param: &str,
-) -> Result<Vec<TokenId>, ApiError> {
-    if text.len() > (limit as usize).saturating_mul(tokenizer.max_token_bytes()) {
-        return Err(ApiError::text_too_long(limit, text.len(), param));
+fn render(text: &ModelText, mut conversation: Conversation) -> Result<String, ApiError> {
+    if conversation.continue_final_message {
+        conversation.append_to_last(CONTINUATION_MARK);
     }
-    tokenizer.encode(text, true).map_err(|error: TextError| error.into())
-}
-
-/// The tokens to generate at most: what was asked for, or else `default` as far as it fits.
-pub(crate) fn fit_max_tokens(
-    served: &Served,
-    num_prompt: usize,
-    asked: Option<u32>,
-    default: u32,
-    param: &str,
-) -> Result<u32, ApiError> {
-    let limit = served.limits.max_sequence_tokens;
-    if num_prompt == 0 {
-        return Err(ApiError::invalid(param, "it has no token"));
-    }
-    let room = (limit as usize).checked_sub(num_prompt).map(|room| room as u32);
-    match (room, asked) {
-        (Some(room), Some(asked)) if asked <= room => Ok(asked),
-        (Some(room), None) if room > 0 => Ok(default.min(room)),
-        _ => Err(ApiError::context_length(limit, num_prompt, asked.unwrap_or(1), param)),
-    }
-}
-
-/// Logprobs as far as the engine gives them.
-pub(crate) fn check_top_logprobs(
-    served: &Served,
-    options: &Options,
-    param: &str,
-) -> Result<(), ApiError> {
-    let limit = served.limits.max_top_logprobs;
-    match options.sampling.top_logprobs {
-        Some(asked) if u32::from(asked) > limit => {
-            Err(ApiError::invalid(param, format!("this model gives at most {limit}")))
+    let mut rendered = text.template()?.render(&ChatPrompt {
+        messages: &conversation.messages,
+        tools: conversation.tools.as_ref(),
+        add_generation_prompt: conversation.add_generation_prompt,
+        kwargs: &conversation.template_kwargs,
+        bos_token: text.bos_text.as_deref(),
+        eos_token: text.eos_text.as_deref(),
+    })?;
+    if conversation.continue_final_message {
+        let end = rendered.rfind(CONTINUATION_MARK.trim_end()).ok_or_else(|| {
+            let message = "this model's chat template does not write out the last message";
+            ApiError::invalid("continue_final_message", message)
+        })?;
+        let keeps_spaces = rendered[end..].starts_with(CONTINUATION_MARK);
+        rendered.truncate(end);
+        if !keeps_spaces {
+            rendered.truncate(rendered.trim_end().len());
         }
-        _ => Ok(()),
     }
+    Ok(rendered)
 }

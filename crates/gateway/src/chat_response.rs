@@ -4,9 +4,10 @@ use axum::response::{IntoResponse, Response};
 use oarlock_types::TokenId;
 use serde::Serialize;
 
+use crate::choices::{Answer, Choices};
 use crate::error::ApiError;
-use crate::generate::{Delta, Finish, GeneratedToken, Generation};
-use crate::logprobs::{ChatLogprobs, Labels};
+use crate::generate::{Delta, GeneratedToken, Generation, StopReason};
+use crate::logprobs::{ChatLogprobs, Labels, PromptLogprobs};
 use crate::models::Served;
 use crate::sampling::Options;
 use crate::stream::{Frames, Usage, UsageField, Wire, unique_id, unix_seconds};
@@ -16,7 +17,7 @@ pub(crate) struct ChatWire {
     head: Head,
     labels: Labels,
     logprobs: bool,
-    include_usage: bool,
+    prompt_logprobs: Option<u8>,
     return_token_ids: bool,
 }
 
@@ -35,8 +36,10 @@ struct Head {
 struct Completion<'a> {
     #[serde(flatten)]
     head: &'a Head,
-    choices: [Choice; 1],
+    choices: Vec<Choice>,
     usage: Usage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobs>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<Vec<u32>>,
 }
@@ -47,6 +50,8 @@ struct Choice {
     message: Message,
     logprobs: Option<ChatLogprobs>,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<StopReason>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<u32>>,
 }
@@ -75,6 +80,8 @@ struct ChunkChoice {
     delta: ChunkDelta,
     logprobs: Option<ChatLogprobs>,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<StopReason>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<u32>>,
 }
@@ -105,7 +112,7 @@ impl ChatWire {
             head,
             labels,
             logprobs: options.sampling.top_logprobs.is_some(),
-            include_usage: options.include_usage,
+            prompt_logprobs: options.prompt_logprobs,
             return_token_ids: options.return_token_ids,
         })
     }
@@ -118,61 +125,82 @@ impl ChatWire {
         self.return_token_ids.then(|| ids.map(|id| id.0).collect())
     }
 
-    fn push(&self, choice: ChunkChoice, prompt_token_ids: Option<Vec<u32>>, frames: &mut Frames) {
-        let usage = UsageField::before_end(self.include_usage);
+    fn push(
+        &self,
+        choice: ChunkChoice,
+        prompt_token_ids: Option<Vec<u32>>,
+        usage: UsageField,
+        frames: &mut Frames,
+    ) {
         frames.push(&Chunk { head: &self.head, choices: vec![choice], usage, prompt_token_ids });
     }
 }
 
 impl Wire for ChatWire {
-    fn opening(&mut self, generation: &Generation, frames: &mut Frames) {
-        let delta = ChunkDelta { role: Some("assistant"), content: Some(String::new()) };
-        let choice = ChunkChoice { delta, ..ChunkChoice::default() };
-        self.push(choice, self.ids(generation.prompt.iter().copied()), frames);
+    fn opening(&mut self, choices: &Choices, usage: UsageField, frames: &mut Frames) {
+        for index in 0..choices.len() {
+            let delta = ChunkDelta { role: Some("assistant"), content: Some(String::new()) };
+            let choice = ChunkChoice { index, delta, ..ChunkChoice::default() };
+            let prompt = choices.prompts().first().filter(|_| index == 0);
+            let ids = prompt.and_then(|prompt| self.ids(prompt.iter().copied()));
+            self.push(choice, ids, usage, frames);
+        }
     }
 
-    fn delta(&mut self, delta: Delta, _: &Generation, frames: &mut Frames) {
+    fn delta(&mut self, delta: Delta, from: &Generation, usage: UsageField, frames: &mut Frames) {
+        let index = from.index;
         if !delta.text.is_empty() || !delta.tokens.is_empty() {
             let choice = ChunkChoice {
+                index,
                 logprobs: self.logprobs(&delta.tokens),
                 token_ids: self.ids(delta.tokens.iter().map(|token| token.id)),
                 delta: ChunkDelta { role: None, content: Some(delta.text) },
                 ..ChunkChoice::default()
             };
-            self.push(choice, None, frames);
+            self.push(choice, None, usage, frames);
         }
         if let Some(finish) = delta.finish {
+            let finish_reason = Some(finish.as_str());
+            let stop_reason = finish.stop_reason();
             let choice =
-                ChunkChoice { finish_reason: Some(finish.as_str()), ..ChunkChoice::default() };
-            self.push(choice, None, frames);
+                ChunkChoice { index, finish_reason, stop_reason, ..ChunkChoice::default() };
+            self.push(choice, None, usage, frames);
         }
     }
 
     fn closing(&mut self, usage: Usage, frames: &mut Frames) {
-        if self.include_usage {
-            let usage = UsageField::Known(usage);
-            frames.push(&Chunk {
-                head: &self.head,
-                choices: Vec::new(),
-                usage,
-                prompt_token_ids: None,
-            });
-        }
+        frames.push(&Chunk {
+            head: &self.head,
+            choices: Vec::new(),
+            usage: UsageField::Known(usage),
+            prompt_token_ids: None,
+        });
     }
 
-    fn whole(&mut self, answer: Delta, generation: &Generation) -> Response {
-        let choice = Choice {
-            index: 0,
-            logprobs: self.logprobs(&answer.tokens),
-            token_ids: self.ids(answer.tokens.iter().map(|token| token.id)),
-            message: Message { role: "assistant", content: answer.text, refusal: None },
-            finish_reason: answer.finish.map(Finish::as_str),
+    fn whole(&mut self, answers: Vec<Answer>, _: u32, usage: Usage) -> Response {
+        let first = answers.first().map(|answer| &answer.generation);
+        let prompt_logprobs = first.zip(self.prompt_logprobs).map(|(first, top)| {
+            PromptLogprobs::new(&first.prompt, &first.prompt_scores, top, &self.labels)
+        });
+        let prompt_token_ids = first.and_then(|first| self.ids(first.prompt.iter().copied()));
+        let choice = |mut answer: Answer| {
+            let finish = answer.take_finish();
+            let Answer { delta, generation } = answer;
+            Choice {
+                index: generation.index,
+                logprobs: self.logprobs(&delta.tokens),
+                token_ids: self.ids(delta.tokens.iter().map(|token| token.id)),
+                message: Message { role: "assistant", content: delta.text, refusal: None },
+                finish_reason: Some(finish.as_str()),
+                stop_reason: finish.stop_reason(),
+            }
         };
         let completion = Completion {
             head: &self.head,
-            choices: [choice],
-            usage: generation.usage().into(),
-            prompt_token_ids: self.ids(generation.prompt.iter().copied()),
+            choices: answers.into_iter().map(choice).collect(),
+            usage,
+            prompt_logprobs,
+            prompt_token_ids,
         };
         axum::Json(completion).into_response()
     }

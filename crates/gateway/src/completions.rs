@@ -5,176 +5,146 @@ use std::time::Instant;
 
 use axum::extract::State;
 use axum::response::Response;
-use oarlock_text::{Detokenizer, Tokenizer};
-use oarlock_types::TokenId;
-use serde_json::Value;
 
 use crate::app::App;
 use crate::body::JsonObject;
-use crate::chat::{MAX_TOP_LOGPROBS, check_top_logprobs, encode_bounded, fit_max_tokens};
+use crate::choices::{Choices, Fanout, Job};
 use crate::completion_response::CompletionWire;
 use crate::error::ApiError;
-use crate::fields::{Fields, token_id, wrong_type};
-use crate::generate::{Generation, Job};
-use crate::models::Served;
+use crate::fields::Fields;
+use crate::models::{Served, check_top_logprobs};
+use crate::prompts::{Echo, Encoding, Prompt, encode_prompt, fit_max_tokens, truncate};
 use crate::sampling::{Options, take_max_tokens};
+use crate::settings::Settings;
 use crate::stream::respond;
 
 /// Tokens generated where the request does not say how many, as OpenAI's API has it.
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
-/// A prompt as the client gave it.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Prompt {
-    Text(String),
-    Tokens(Vec<TokenId>),
-}
-
-/// A prompt as tokens, and as text where the answer repeats it.
-pub(crate) struct Echo {
-    pub(crate) text: String,
-    /// Characters before each token of the prompt.
-    pub(crate) offsets: Vec<usize>,
-}
-
 /// A checked request.
 struct CompletionRequest {
     model: String,
-    prompt: Prompt,
+    prompts: Vec<Prompt>,
     options: Options,
+    /// Answers of which the `n` best are given.
+    best_of: u32,
     max_tokens: Option<u32>,
     echo: bool,
+    add_special_tokens: bool,
+}
+
+/// A request that runs.
+pub(crate) struct RunningCompletion {
+    pub(crate) served: Arc<Served>,
+    pub(crate) options: Options,
+    pub(crate) choices: Choices,
+    /// By prompt, where they are part of the answer.
+    pub(crate) echoes: Vec<Echo>,
 }
 
 impl CompletionRequest {
-    fn take(mut fields: Fields) -> Result<Self, ApiError> {
+    fn take(mut fields: Fields, app: &App) -> Result<Self, ApiError> {
+        let limits = &app.config.request;
         let model = fields.string("model")?.ok_or_else(|| ApiError::missing("model"))?;
-        let prompt = Prompt::take(&mut fields)?.ok_or_else(|| ApiError::missing("prompt"))?;
-        let mut options = Options::take(&mut fields)?;
-        let logprobs = fields.integer("logprobs", 0..=MAX_TOP_LOGPROBS)?;
+        let prompts = Prompt::take_all(&mut fields, limits)?;
+        let mut options = Options::take(&mut fields, limits)?;
+        let best_of = take_best_of(&mut fields, &options, limits.max_choices)?;
+        let sequences = prompts.len() as u64 * u64::from(best_of);
+        if sequences > u64::from(limits.max_sequences) {
+            let field = if prompts.len() > 1 { "prompt" } else { "n" };
+            let message = format!(
+                "prompts times choices are {sequences} sequences, at most {} are allowed",
+                limits.max_sequences
+            );
+            return Err(ApiError::invalid(field, message));
+        }
+        let logprobs = fields.integer("logprobs", 0..=i64::from(limits.max_top_logprobs))?;
         options.sampling.top_logprobs = logprobs.map(|logprobs| logprobs as u8);
         let echo = fields.boolean("echo")?.unwrap_or(false);
         // Without an answer and without the prompt there would be nothing to say.
-        let max_tokens = take_max_tokens(&mut fields, i64::from(!echo))?;
+        let least = i64::from(!echo && options.prompt_logprobs.is_none());
+        let max_tokens = take_max_tokens(&mut fields, least, options.rules.min_tokens)?;
+        let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);
         fields.finish()?;
-        Ok(Self { model, prompt, options, max_tokens, echo })
+        Ok(Self { model, prompts, options, best_of, max_tokens, echo, add_special_tokens })
     }
 }
 
-impl Prompt {
-    /// Takes `prompt`: a text, token ids, or an array with one of these.
-    pub(crate) fn take(fields: &mut Fields) -> Result<Option<Self>, ApiError> {
-        match fields.take("prompt") {
-            None => Ok(None),
-            Some(Value::Array(mut items))
-                if items.first().is_some_and(|first| first.is_string() || first.is_array()) =>
-            {
-                if items.len() > 1 {
-                    return Err(ApiError::unsupported(
-                        "prompt",
-                        "several prompts are not supported yet",
-                    ));
-                }
-                Self::from_json(items.remove(0)).map(Some)
-            }
-            Some(value) => Self::from_json(value).map(Some),
-        }
+fn take_best_of(fields: &mut Fields, options: &Options, most: u32) -> Result<u32, ApiError> {
+    const NAME: &str = "best_of";
+    let Some(best_of) = fields.integer(NAME, 1..=i64::from(most))? else { return Ok(options.n) };
+    let best_of = best_of as u32;
+    if best_of < options.n {
+        return Err(ApiError::invalid(
+            NAME,
+            format!("it is less than 'n', which is {}", options.n),
+        ));
     }
-
-    fn from_json(value: Value) -> Result<Self, ApiError> {
-        match value {
-            Value::String(text) => Ok(Self::Text(text)),
-            Value::Array(items) => {
-                let ids =
-                    items.iter().map(|item| token_id("prompt", item)).collect::<Result<_, _>>()?;
-                Ok(Self::Tokens(ids))
-            }
-            other => Err(wrong_type("prompt", "a string or an array of token ids", &other)),
-        }
+    if best_of > options.n && options.stream {
+        return Err(ApiError::invalid(NAME, "the best answers cannot be known in a stream"));
     }
+    Ok(best_of)
 }
 
 /// Answers one completion request.
 pub(crate) async fn create(State(app): State<App>, body: JsonObject) -> Result<Response, ApiError> {
+    let RunningCompletion { served, options, choices, echoes } = start(&app, body.0).await?;
+    let wire = CompletionWire::new(&served, &options, echoes)?;
+    respond(&app, choices, wire, &options).await
+}
+
+/// Checks a completion request and hands it to an engine.
+pub(crate) async fn start(app: &App, fields: Fields) -> Result<RunningCompletion, ApiError> {
     let arrived = Instant::now();
     let in_flight = app.admit()?;
-    let CompletionRequest { model, prompt, options, max_tokens, echo } =
-        CompletionRequest::take(body.0)?;
+    let job = Arc::clone(app);
+    let request = app.compute(fields.num_bytes(), move || CompletionRequest::take(fields, &job));
+    let CompletionRequest {
+        model,
+        prompts,
+        mut options,
+        best_of,
+        max_tokens,
+        echo,
+        add_special_tokens,
+    } = request.await??;
     let served = app.models.find(&model).await?;
-    check_top_logprobs(&served, &options, "logprobs")?;
-    let (tokens, text) = encode_prompt(&app, &served, prompt, true).await?;
-    let max_tokens =
-        fit_max_tokens(&served, tokens.len(), max_tokens, DEFAULT_MAX_TOKENS, "prompt")?;
-    let echo = if echo { Some(Echo::new(served.text.tokenizer()?, &tokens, text)) } else { None };
-    let mut job = Job::new(tokens, max_tokens, &options);
-    if let Some(echo) = &echo {
-        job.prompt_logprobs = options.sampling.top_logprobs;
-        job.num_echo_chars = echo.text.chars().count();
-    }
-    let wire = CompletionWire::new(&served, &options, echo)?;
-    let generation = Generation::start(&app, &served, job, in_flight, arrived).await?;
-    respond(&app, generation, wire, options.stream).await
-}
-
-/// The prompt's tokens, and its text where it came as text. `add_bos` puts the beginning-of-sequence
-/// token before a text if the model wants one.
-pub(crate) async fn encode_prompt(
-    app: &App,
-    served: &Served,
-    prompt: Prompt,
-    add_bos: bool,
-) -> Result<(Vec<TokenId>, Option<String>), ApiError> {
-    let text = match prompt {
-        Prompt::Tokens(tokens) => {
-            let limit = served.text.vocab_size;
-            if let Some(unknown) = tokens.iter().find(|token| token.0 >= limit) {
-                return Err(ApiError::invalid(
-                    "prompt",
-                    format!("the model has no token {unknown}"),
-                ));
-            }
-            return Ok((tokens, None));
-        }
-        Prompt::Text(text) => text,
+    check_top_logprobs(&served, options.sampling.top_logprobs, "logprobs")?;
+    check_top_logprobs(&served, options.prompt_logprobs, "prompt_logprobs")?;
+    let mut jobs = Vec::with_capacity(prompts.len());
+    let mut echoes = Vec::new();
+    let encoding = Encoding {
+        add_bos: add_special_tokens,
+        truncate: options.truncate_prompt,
+        field: "prompt",
     };
-    let tokenizer = Arc::clone(served.text.tokenizer()?);
-    let bos = served.text.bos.filter(|_| add_bos);
-    let limit = served.limits.max_sequence_tokens;
-    app.compute(text.len(), move || {
-        let mut tokens = encode_bounded(&tokenizer, &text, limit, "prompt")?;
-        if let Some(bos) = bos {
-            tokens.insert(0, bos);
+    for prompt in prompts {
+        let mut prompt = encode_prompt(app, &served, prompt, encoding).await?;
+        let limit = served.limits.max_sequence_tokens;
+        truncate(&mut prompt, options.truncate_prompt, limit, max_tokens);
+        let length = prompt.tokens.len();
+        let max_tokens = fit_max_tokens(&served, length, max_tokens, DEFAULT_MAX_TOKENS, "prompt")?;
+        let mut num_echo_chars = 0;
+        if echo {
+            let echo = Echo::new(served.text.tokenizer()?, &prompt.tokens, prompt.text);
+            num_echo_chars = echo.text.chars().count();
+            echoes.push(echo);
         }
-        Ok((tokens, Some(text)))
-    })
-    .await?
-}
-
-impl Echo {
-    /// A prompt that came as text is repeated as it came; token ids become text.
-    fn new(tokenizer: &Tokenizer, tokens: &[TokenId], text: Option<String>) -> Self {
-        // Special tokens that were written out count as text; one that was put before the text does not.
-        let written_out = text.as_deref().unwrap_or("");
-        let mut detokenizer = Detokenizer::new(false);
-        let mut piece = String::new();
-        let mut decoded = String::new();
-        let mut num_chars = 0;
-        let mut offsets = Vec::with_capacity(tokens.len());
-        for (index, token) in tokens.iter().enumerate() {
-            offsets.push(num_chars);
-            let is_added = index == 0
-                && text.is_some()
-                && tokenizer.is_special(*token)
-                && !written_out.as_bytes().starts_with(tokenizer.token_bytes(*token));
-            if is_added {
-                continue;
-            }
-            piece.clear();
-            detokenizer.push(tokenizer, *token, &mut piece);
-            num_chars += piece.chars().count();
-            decoded.push_str(&piece);
-        }
-        detokenizer.finish(&mut decoded);
-        Self { text: text.unwrap_or(decoded), offsets }
+        jobs.push(Job { prompt: prompt.tokens.into(), max_tokens, num_echo_chars });
     }
+    let echo_scores = if echo { options.sampling.top_logprobs } else { None };
+    let fanout = Fanout {
+        choices: best_of,
+        prompt_logprobs: options.prompt_logprobs.max(echo_scores),
+        first_scores_only: !options.stream,
+    };
+    let mut settings = Settings::new(app, &served, &mut options).await?;
+    if best_of > options.n {
+        // The ranking needs every token's logprob, also where the client does not.
+        settings.sampling.top_logprobs.get_or_insert(0);
+        settings.keep_tokens = true;
+    }
+    let settings = Arc::new(settings);
+    let choices = Choices::start(app, &served, settings, jobs, &fanout, in_flight, arrived).await?;
+    Ok(RunningCompletion { served, options, choices, echoes })
 }

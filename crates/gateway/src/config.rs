@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::limits::RequestLimits;
+
 /// Limits of one gateway.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
@@ -32,6 +34,8 @@ pub struct GatewayConfig {
     pub inline_bytes: usize,
     /// Long texts parsed or tokenized at the same time.
     pub max_long_jobs: usize,
+    /// Limits on the fields of a request.
+    pub request: RequestLimits,
 }
 
 impl Default for GatewayConfig {
@@ -48,8 +52,9 @@ impl Default for GatewayConfig {
             describe_timeout: Duration::from_secs(10),
             status_timeout: Duration::from_secs(2),
             request_timeout: None,
-            inline_bytes: 8 << 10,
+            inline_bytes: 1 << 10,
             max_long_jobs: std::thread::available_parallelism().map_or(2, usize::from),
+            request: RequestLimits::default(),
         }
     }
 }

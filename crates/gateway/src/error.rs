@@ -4,7 +4,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use oarlock_rpc::EngineError;
 use oarlock_text::TextError;
-use oarlock_types::{FinishReason, Rejected};
+use oarlock_types::{FinishReason, Rejected, SlotError};
 use serde_json::json;
 
 /// The kind of error that is the client's to mend.
@@ -174,6 +174,11 @@ impl ApiError {
                     Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER, message)
                         .code("deadline_exceeded"),
                 )
+            }
+            FinishReason::Failed(SlotError::NothingAllowed) => {
+                let message = "No token is left to choose: 'allowed_token_ids', 'bad_words', \
+                               'logit_bias' and 'min_tokens' together exclude all of them";
+                Some(Self::malformed(message).code("no_token_allowed"))
             }
             FinishReason::Failed(error) => {
                 tracing::error!(?error, "request failed in the engine");

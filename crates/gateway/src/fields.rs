@@ -13,6 +13,8 @@ pub(crate) struct Fields {
     map: Map<String, Value>,
     /// Where the object stands in the request, for error messages.
     place: Option<String>,
+    /// Bytes of JSON that it came from: how much work it is to look at all of it.
+    num_bytes: usize,
 }
 
 /// The value at which a field that is not supported yet changes nothing.
@@ -30,29 +32,16 @@ enum Neutral {
 /// Fields of OpenAI's and vLLM's API that are accepted at their neutral value only.
 const NEUTRAL: &[(&str, Neutral)] = &[
     ("add_special_tokens", Neutral::Bool(true)),
-    ("allowed_token_ids", Neutral::Empty),
     ("audio", Neutral::Empty),
-    ("bad_words", Neutral::Empty),
     ("best_of", Neutral::Number(1.0)),
-    ("continue_final_message", Neutral::Bool(false)),
     ("echo", Neutral::Bool(false)),
-    ("frequency_penalty", Neutral::Number(0.0)),
     ("function_call", Neutral::Text("none")),
     ("functions", Neutral::Empty),
-    ("include_stop_str_in_output", Neutral::Bool(false)),
     ("length_penalty", Neutral::Number(1.0)),
-    ("logit_bias", Neutral::Empty),
-    ("min_tokens", Neutral::Number(0.0)),
-    ("n", Neutral::Number(1.0)),
     ("parallel_tool_calls", Neutral::Bool(true)),
-    ("presence_penalty", Neutral::Number(0.0)),
-    ("priority", Neutral::Number(0.0)),
-    ("repetition_penalty", Neutral::Number(1.0)),
     ("response_format", Neutral::TextFormat),
     ("service_tier", Neutral::Text("auto")),
-    ("skip_special_tokens", Neutral::Bool(true)),
     ("spaces_between_special_tokens", Neutral::Bool(true)),
-    ("stop_token_ids", Neutral::Empty),
     ("store", Neutral::Bool(false)),
     ("suffix", Neutral::Empty),
     ("use_beam_search", Neutral::Bool(false)),
@@ -68,10 +57,8 @@ const UNSUPPORTED: &[&str] = &[
     "guided_regex",
     "modalities",
     "prediction",
-    "prompt_logprobs",
     "reasoning_effort",
     "structured_outputs",
-    "truncate_prompt_tokens",
     "verbosity",
     "web_search_options",
 ];
@@ -110,13 +97,18 @@ impl Neutral {
 }
 
 impl Fields {
-    pub(crate) fn new(map: Map<String, Value>) -> Self {
-        Self { map, place: None }
+    pub(crate) fn new(map: Map<String, Value>, num_bytes: usize) -> Self {
+        Self { map, place: None, num_bytes }
+    }
+
+    /// Bytes of JSON that the fields came from.
+    pub(crate) fn num_bytes(&self) -> usize {
+        self.num_bytes
     }
 
     /// The fields of an object inside the request.
     pub(crate) fn nested(map: Map<String, Value>, place: &str) -> Self {
-        Self { map, place: Some(place.to_owned()) }
+        Self { map, place: Some(place.to_owned()), num_bytes: 0 }
     }
 
     /// A field's name from the request's top.
@@ -182,6 +174,24 @@ impl Fields {
             None => Ok(None),
             Some(Value::Number(number)) => Ok(number.as_f64()),
             Some(other) => Err(wrong_type(&self.path(name), "a number", &other)),
+        }
+    }
+
+    /// A number, or `default`; `range` says in words which ones are accepted.
+    pub(crate) fn ranged(
+        &mut self,
+        name: &str,
+        default: f64,
+        range: &str,
+        accepts: impl Fn(f64) -> bool,
+    ) -> Result<f64> {
+        match self.number(name)? {
+            None => Ok(default),
+            Some(value) if accepts(value) => Ok(value),
+            Some(value) => {
+                let message = format!("expected a number {range}, got {value}");
+                Err(ApiError::invalid(self.path(name), message))
+            }
         }
     }
 

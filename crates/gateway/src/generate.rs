@@ -1,4 +1,4 @@
-//! One generation: drives the engine's events to text, stop strings and per-token records.
+//! One sequence: drives the engine's events to text, stop strings and per-token records.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,66 +7,31 @@ use futures::StreamExt;
 use oarlock_rpc::EventStream;
 use oarlock_telemetry::Latency;
 use oarlock_text::{Detokenizer, StopMatcher, Tokenizer};
-use oarlock_types::{
-    CacheSalt, EventKind, FinishReason, Priority, Request, RequestId, SampledToken, SamplingParams,
-    StopCriteria, TenantId, Tick, TokenId, TokenScore,
-};
-use tokio_util::task::task_tracker::TaskTrackerToken;
+use oarlock_types::{EventKind, FinishReason, SampledToken, TokenId, TokenScore};
 
-use crate::app::App;
 use crate::error::ApiError;
-use crate::models::Served;
-use crate::sampling::Options;
+use crate::settings::Settings;
 
-/// What to generate.
-pub(crate) struct Job {
-    pub(crate) prompt: Vec<TokenId>,
-    pub(crate) sampling: SamplingParams,
-    pub(crate) stop: Vec<String>,
-    pub(crate) ignore_eos: bool,
-    pub(crate) max_tokens: u32,
-    pub(crate) prompt_logprobs: Option<u8>,
-    /// Whether records of single tokens are wanted (logprobs, token ids).
-    pub(crate) keep_tokens: bool,
-    /// Characters of the answer before the first generated one (an echoed prompt).
-    pub(crate) num_echo_chars: usize,
-}
-
-impl Job {
-    /// A job with the shared options; `prompt` is checked and fits.
-    pub(crate) fn new(prompt: Vec<TokenId>, max_tokens: u32, options: &Options) -> Self {
-        Self {
-            prompt,
-            sampling: options.sampling.clone(),
-            stop: options.stop.clone(),
-            ignore_eos: options.ignore_eos,
-            max_tokens,
-            prompt_logprobs: None,
-            keep_tokens: options.sampling.top_logprobs.is_some() || options.return_token_ids,
-            num_echo_chars: 0,
-        }
-    }
-}
-
-/// A running generation. Dropping it cancels it.
+/// A running sequence. Dropping it cancels it.
 pub(crate) struct Generation {
+    /// Which sequence of its request: by prompt, then by choice.
+    pub(crate) index: u32,
     /// `None` once nothing more is wanted from the engine.
     events: Option<EventStream>,
     /// An event that was looked at before the answer began.
     peeked: Option<EventKind>,
     text: Option<(Arc<Tokenizer>, Detokenizer)>,
     stop: StopMatcher,
-    stop_token_ids: Vec<TokenId>,
-    keep_tokens: bool,
+    settings: Arc<Settings>,
     /// Records whose text is still held back.
     pending: Vec<GeneratedToken>,
     num_chars: usize,
+    last_token: Option<TokenId>,
     usage: TokenUsage,
-    pub(crate) prompt: Vec<TokenId>,
+    pub(crate) prompt: Arc<[TokenId]>,
     /// By prompt token, where they were asked for; the first token has none.
     pub(crate) prompt_scores: Vec<Option<TokenScore>>,
     timing: Timing,
-    _in_flight: TaskTrackerToken,
 }
 
 /// Token counts so far.
@@ -96,29 +61,55 @@ pub(crate) struct Delta {
 }
 
 /// How an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Finish {
-    Stop,
+    /// By a stop string, by a token that the client named, or by the model itself.
+    Stop(StopReason),
     Length,
+}
+
+/// What ended an answer.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(untagged)]
+pub(crate) enum StopReason {
+    /// The model's own end of sequence: null.
+    EndOfSequence,
+    /// A token of `stop_token_ids`.
+    Token(u32),
+    /// A string of `stop`.
+    Text(String),
 }
 
 impl Finish {
     /// OpenAI's word.
-    pub(crate) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(&self) -> &'static str {
         match self {
-            Self::Stop => "stop",
+            Self::Stop(_) => "stop",
             Self::Length => "length",
+        }
+    }
+
+    /// vLLM's `stop_reason`.
+    pub(crate) fn stop_reason(self) -> Option<StopReason> {
+        match self {
+            Self::Stop(StopReason::EndOfSequence) | Self::Length => None,
+            Self::Stop(reason) => Some(reason),
         }
     }
 }
 
-struct Timing {
+/// When tokens came, for the histograms.
+pub(crate) struct Timing {
     last: Instant,
     first_token: Latency,
     next_token: Latency,
 }
 
 impl Timing {
+    pub(crate) fn new(arrived: Instant, (first_token, next_token): (Latency, Latency)) -> Self {
+        Self { last: arrived, first_token, next_token }
+    }
+
     fn token(&mut self, is_first: bool) {
         let now = Instant::now();
         let histogram = if is_first { &self.first_token } else { &self.next_token };
@@ -128,69 +119,48 @@ impl Timing {
 }
 
 impl Generation {
-    /// Hands the job to the engine and waits for its first event, so that a refusal is still an
-    /// error status and not an event in a stream.
-    pub(crate) async fn start(
-        app: &App,
-        served: &Served,
-        job: Job,
-        in_flight: TaskTrackerToken,
-        arrived: Instant,
-    ) -> Result<Self, ApiError> {
-        let text = served
-            .text
-            .tokenizer()
-            .ok()
-            .map(|tokenizer| (Arc::clone(tokenizer), Detokenizer::new(true)));
-        if text.is_none() && !job.stop.is_empty() {
-            return Err(ApiError::invalid("stop", "this model gives token ids only"));
+    /// A sequence whose engine's stream is `events`. `num_echo_chars` are characters of the answer
+    /// before the first generated one (an echoed prompt).
+    pub(crate) fn new(
+        index: u32,
+        events: EventStream,
+        prompt: Arc<[TokenId]>,
+        has_scores: bool,
+        num_echo_chars: usize,
+        settings: Arc<Settings>,
+        timing: Timing,
+    ) -> Self {
+        let text = settings.tokenizer.as_ref().map(|tokenizer| {
+            (Arc::clone(tokenizer), Detokenizer::new(settings.skip_special_tokens))
+        });
+        Self {
+            index,
+            events: Some(events),
+            peeked: None,
+            text,
+            stop: StopMatcher::new(&settings.stop, settings.include_stop),
+            pending: Vec::new(),
+            num_chars: num_echo_chars,
+            last_token: None,
+            usage: TokenUsage { prompt: prompt.len() as u32, ..TokenUsage::default() },
+            prompt_scores: vec![None; if has_scores { prompt.len() } else { 0 }],
+            prompt,
+            settings,
+            timing,
         }
-        let stop_token_ids =
-            if job.ignore_eos { Vec::new() } else { served.text.eos_token_ids.clone() };
-        let deadline = app
-            .config
-            .request_timeout
-            .map(|limit| Tick(u64::try_from(limit.as_micros()).unwrap_or(u64::MAX)));
-        let request = Request {
-            id: RequestId(0),
-            num_prompt: job.prompt.len() as u32,
-            tokens: job.prompt.clone(),
-            sampling: job.sampling,
-            stop: StopCriteria {
-                max_tokens: job.max_tokens,
-                stop_token_ids: stop_token_ids.clone(),
-            },
-            prompt_logprobs: job.prompt_logprobs,
-            priority: Priority::default(),
-            tenant: TenantId(0),
-            salt: CacheSalt(0),
-            deadline,
-            group: None,
-        };
-        let mut events = served.engine.generate(request).await?;
-        let first = events.next().await.ok_or_else(ApiError::engine_lost)??;
-        if let EventKind::Finished { reason, .. } = &first
+    }
+
+    /// Waits for the first event, so that a refusal is still an error status and not an event in a
+    /// stream.
+    pub(crate) async fn begin(&mut self) -> Result<(), ApiError> {
+        let first = self.next_event().await?;
+        if let Some(EventKind::Finished { reason, .. }) = &first
             && let Some(error) = ApiError::from_finish(reason)
         {
             return Err(error);
         }
-        let (first_token, next_token) = app.metrics.latencies_of(&served.name);
-        let num_scores = if job.prompt_logprobs.is_some() { job.prompt.len() } else { 0 };
-        Ok(Self {
-            events: Some(events),
-            peeked: Some(first),
-            text,
-            stop: StopMatcher::new(&job.stop, false),
-            stop_token_ids,
-            keep_tokens: job.keep_tokens,
-            pending: Vec::new(),
-            num_chars: job.num_echo_chars,
-            usage: TokenUsage { prompt: job.prompt.len() as u32, ..TokenUsage::default() },
-            prompt: job.prompt,
-            prompt_scores: vec![None; num_scores],
-            timing: Timing { last: arrived, first_token, next_token },
-            _in_flight: in_flight,
-        })
+        self.peeked = first;
+        Ok(())
     }
 
     /// The next piece; `None` after the one with a finish reason. Dropping the future loses nothing.
@@ -213,17 +183,6 @@ impl Generation {
             }
         }
         Ok(None)
-    }
-
-    /// The whole answer.
-    pub(crate) async fn collect(&mut self) -> Result<Delta, ApiError> {
-        let mut whole = Delta::default();
-        while let Some(delta) = self.next().await? {
-            whole.text.push_str(&delta.text);
-            whole.tokens.extend(delta.tokens);
-            whole.finish = delta.finish;
-        }
-        Ok(whole)
     }
 
     /// Token counts; final once an answer's last piece was given.
@@ -264,11 +223,12 @@ impl Generation {
         self.timing.token(self.usage.completion == 0);
         self.usage.completion += 1;
         let SampledToken { token: id, score } = sampled;
-        if self.keep_tokens {
+        self.last_token = Some(id);
+        if self.settings.keep_tokens {
             self.pending.push(GeneratedToken { id, score, text_offset: self.num_chars });
         }
         // The stopping token is reported, but not part of the text; the finish follows.
-        if self.stop_token_ids.binary_search(&id).is_ok() {
+        if self.settings.ends_with(id) && !self.settings.include_stop {
             return None;
         }
         let mut piece = String::new();
@@ -279,8 +239,13 @@ impl Generation {
         }
         self.num_chars += piece.chars().count();
         let mut text = String::new();
-        if self.stop.push(&piece, &mut text) {
-            return Some(self.end(text, Finish::Stop));
+        if self.usage.completion <= self.settings.min_tokens {
+            // Before the least length, a stop string is text like any other.
+            text = piece;
+        } else if self.stop.push(&piece, &mut text) {
+            let reason = self.stop.found().map(|stop| self.settings.stop[stop].clone());
+            let reason = reason.map_or(StopReason::EndOfSequence, StopReason::Text);
+            return Some(self.end(text, Finish::Stop(reason)));
         }
         is_held |= self.stop.is_holding();
         let has_something = !text.is_empty() || (!is_held && !self.pending.is_empty());
@@ -295,14 +260,18 @@ impl Generation {
         if let Some(error) = ApiError::from_finish(reason) {
             return Err(error);
         }
-        let mut finish = if *reason == FinishReason::Stop { Finish::Stop } else { Finish::Length };
+        let mut finish = Finish::Length;
+        if *reason == FinishReason::Stop {
+            finish = Finish::Stop(self.settings.stop_reason(self.last_token));
+        }
         let mut piece = String::new();
         if let Some((_, detokenizer)) = &mut self.text {
             detokenizer.finish(&mut piece);
         }
         let mut text = String::new();
         if self.stop.push(&piece, &mut text) {
-            finish = Finish::Stop;
+            let reason = self.stop.found().map(|stop| self.settings.stop[stop].clone());
+            finish = Finish::Stop(reason.map_or(StopReason::EndOfSequence, StopReason::Text));
         } else {
             self.stop.finish(&mut text);
         }

@@ -39,6 +39,12 @@ impl Labels {
         }
     }
 
+    /// The token's text, whatever labels are written as.
+    fn text(&self, id: TokenId) -> String {
+        let tokenizer = self.tokenizer.as_ref();
+        tokenizer.map_or_else(String::new, |tokenizer| tokenizer.token_text(id))
+    }
+
     fn bytes(&self, id: TokenId) -> Option<Vec<u8>> {
         self.tokenizer.as_ref().map(|tokenizer| tokenizer.token_bytes(id).to_vec())
     }
@@ -105,11 +111,11 @@ impl Serialize for TopLogprobs {
 }
 
 impl TopLogprobs {
-    /// The `top` ones, and the token that stands there itself.
-    fn new(id: TokenId, score: &TokenScore, labels: &Labels) -> Self {
-        let mut entries: Vec<(String, Logprob)> = Vec::with_capacity(score.top.len() + 1);
+    /// The `top` most likely ones, and the token that stands there itself.
+    fn new(id: TokenId, score: &TokenScore, top: u8, labels: &Labels) -> Self {
+        let mut entries: Vec<(String, Logprob)> = Vec::with_capacity(usize::from(top) + 1);
         let own = RankedToken { token: id, logprob: score.logprob };
-        for ranked in score.top.iter().chain([&own]) {
+        for ranked in score.top.iter().take(top.into()).chain([&own]) {
             let label = labels.label(ranked.token);
             if entries.iter().all(|(known, _)| *known != label) {
                 entries.push((label, Logprob(ranked.logprob)));
@@ -126,17 +132,67 @@ impl CompletionLogprobs {
         id: TokenId,
         score: Option<&TokenScore>,
         offset: usize,
+        top: u8,
         labels: &Labels,
     ) {
         self.tokens.push(labels.label(id));
         self.token_logprobs.push(score.map(|score| Logprob(score.logprob)));
-        self.top_logprobs.push(score.map(|score| TopLogprobs::new(id, score, labels)));
+        self.top_logprobs.push(score.map(|score| TopLogprobs::new(id, score, top, labels)));
         self.text_offset.push(offset);
     }
 
-    pub(crate) fn extend(&mut self, tokens: &[GeneratedToken], labels: &Labels) {
+    pub(crate) fn extend(&mut self, tokens: &[GeneratedToken], top: u8, labels: &Labels) {
         for token in tokens {
-            self.push(token.id, token.score.as_ref(), token.text_offset, labels);
+            self.push(token.id, token.score.as_ref(), token.text_offset, top, labels);
         }
+    }
+}
+
+/// Logprobs of a prompt in vLLM's form: for each token but the first an object by token id, the token
+/// that stands there first, then the most likely ones.
+#[derive(Serialize)]
+#[serde(transparent)]
+pub(crate) struct PromptLogprobs(Vec<Option<PromptPlace>>);
+
+struct PromptPlace(Vec<(TokenId, PromptToken)>);
+
+#[derive(Serialize)]
+struct PromptToken {
+    logprob: Logprob,
+    rank: u32,
+    decoded_token: String,
+}
+
+impl Serialize for PromptPlace {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(id, token)| (id.0, token)))
+    }
+}
+
+impl PromptLogprobs {
+    pub(crate) fn new(
+        prompt: &[TokenId],
+        scores: &[Option<TokenScore>],
+        top: u8,
+        labels: &Labels,
+    ) -> Self {
+        let place = |(id, score): (&TokenId, &Option<TokenScore>)| {
+            let score = score.as_ref()?;
+            let token = |id: TokenId, logprob: f32, rank: u32| {
+                (
+                    id,
+                    PromptToken { logprob: Logprob(logprob), rank, decoded_token: labels.text(id) },
+                )
+            };
+            let mut entries = vec![token(*id, score.logprob, score.rank)];
+            let likely = (1..).zip(&score.top).take(top.into());
+            entries.extend(
+                likely
+                    .filter(|(_, ranked)| ranked.token != *id)
+                    .map(|(rank, ranked)| token(ranked.token, ranked.logprob, rank)),
+            );
+            Some(PromptPlace(entries))
+        };
+        Self(prompt.iter().zip(scores).map(place).collect())
     }
 }

@@ -4,6 +4,8 @@ use serde_json::{Map, Value};
 
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong_type};
+use crate::limits::RequestLimits;
+use crate::rules::at_most;
 
 const ROLES: [&str; 5] = ["assistant", "developer", "system", "tool", "user"];
 /// Fields of a message that go to the template as they are.
@@ -20,21 +22,25 @@ pub(crate) struct Conversation {
     /// Further variables of the template.
     pub(crate) template_kwargs: Map<String, Value>,
     pub(crate) add_generation_prompt: bool,
+    /// The last message is left open, and the answer goes on where it ends.
+    pub(crate) continue_final_message: bool,
 }
 
 impl Conversation {
-    /// Takes `messages`, `tools`, `tool_choice`, `chat_template_kwargs` and `add_generation_prompt`.
-    pub(crate) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+    /// Takes `messages`, `tools`, `tool_choice`, `chat_template_kwargs`, `add_generation_prompt` and
+    /// `continue_final_message`.
+    pub(crate) fn take(fields: &mut Fields, limits: &RequestLimits) -> Result<Self, ApiError> {
         let messages = fields.array("messages")?.ok_or_else(|| ApiError::missing("messages"))?;
         if messages.is_empty() {
             return Err(ApiError::invalid("messages", "expected at least one message"));
         }
+        at_most("messages", "messages", messages.len(), limits.max_messages)?;
         let messages = messages
             .into_iter()
             .enumerate()
             .map(|(index, message)| check_message(&format!("messages[{index}]"), message))
             .collect::<Result<Vec<_>, _>>()?;
-        let tools = take_tools(fields)?;
+        let tools = take_tools(fields, limits.max_tools)?;
         let template_kwargs = fields.object("chat_template_kwargs")?.unwrap_or_default();
         for name in ["messages", "tools", "bos_token", "eos_token", "add_generation_prompt"] {
             if template_kwargs.contains_key(name) {
@@ -44,14 +50,44 @@ impl Conversation {
                 ));
             }
         }
-        let add_generation_prompt = fields.boolean("add_generation_prompt")?.unwrap_or(true);
-        Ok(Self { messages: Value::Array(messages), tools, template_kwargs, add_generation_prompt })
+        let continue_final_message = take_continuation(fields, messages.last())?;
+        let add_generation_prompt =
+            fields.boolean("add_generation_prompt")?.unwrap_or(!continue_final_message);
+        if add_generation_prompt && continue_final_message {
+            let message = "it goes with \"add_generation_prompt\": false only";
+            return Err(ApiError::invalid("continue_final_message", message));
+        }
+        Ok(Self {
+            messages: Value::Array(messages),
+            tools,
+            template_kwargs,
+            add_generation_prompt,
+            continue_final_message,
+        })
+    }
+
+    /// Appends to the last message's content.
+    pub(crate) fn append_to_last(&mut self, text: &str) {
+        let last = self.messages.as_array_mut().and_then(|messages| messages.last_mut());
+        if let Some(Value::String(content)) = last.and_then(|last| last.get_mut("content")) {
+            content.push_str(text);
+        }
     }
 
     /// About how many bytes of work it is to render and tokenize this.
     pub(crate) fn approximate_bytes(&self) -> usize {
         weigh(&self.messages) + self.tools.as_ref().map_or(0, weigh)
     }
+}
+
+/// Whether the last message is to be continued; it needs a text for that.
+fn take_continuation(fields: &mut Fields, last: Option<&Value>) -> Result<bool, ApiError> {
+    const NAME: &str = "continue_final_message";
+    let asked = fields.boolean(NAME)?.unwrap_or(false);
+    if asked && !last.is_some_and(|last| last["content"].is_string()) {
+        return Err(ApiError::invalid(NAME, "the last message has no text to go on from"));
+    }
+    Ok(asked)
 }
 
 fn weigh(value: &Value) -> usize {
@@ -171,8 +207,9 @@ fn check_tool_calls(at: &str, calls: Value) -> Result<Vec<Value>, ApiError> {
     Ok(calls)
 }
 
-fn take_tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
+fn take_tools(fields: &mut Fields, limit: u32) -> Result<Option<Value>, ApiError> {
     let tools = fields.array("tools")?.unwrap_or_default();
+    at_most("tools", "tools", tools.len(), limit)?;
     for (index, tool) in tools.iter().enumerate() {
         let place = format!("tools[{index}]");
         if tool.get("type").and_then(Value::as_str) != Some("function") {

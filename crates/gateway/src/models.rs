@@ -192,6 +192,21 @@ async fn describe(
     Ok(Arc::new(Served { name, engine, text, limits, created: crate::stream::unix_seconds() }))
 }
 
+/// Refuses more logprobs than the engine gives.
+pub(crate) fn check_top_logprobs(
+    served: &Served,
+    asked: Option<u8>,
+    field: &str,
+) -> Result<(), ApiError> {
+    let limit = served.limits.max_top_logprobs;
+    match asked {
+        Some(asked) if u32::from(asked) > limit => {
+            Err(ApiError::invalid(field, format!("this model gives at most {limit}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// `GET /v1/models`.
 pub(crate) async fn list(State(app): State<App>) -> Response {
     let mut models: BTreeMap<String, Value> = BTreeMap::new();

@@ -1,15 +1,13 @@
 //! The fields that chat and plain completions share: how tokens are drawn and how they are returned.
 
-use oarlock_types::SamplingParams;
+use oarlock_types::{SamplingParams, TokenId};
 use serde_json::Value;
 
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong_type};
+use crate::limits::RequestLimits;
+use crate::rules::{RuleFields, at_most, take_ids};
 
-/// Stop strings of one request at most.
-const MAX_STOPS: usize = 16;
-/// Length of one stop string at most, in characters.
-const MAX_STOP_CHARS: usize = 256;
 /// Seeds that the gateway draws have this many bits, so that every JSON parser keeps them.
 const SEED_BITS: u32 = 53;
 
@@ -17,107 +15,153 @@ const SEED_BITS: u32 = 53;
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) sampling: SamplingParams,
+    pub(crate) rules: RuleFields,
     /// The seed as the client reads it.
     pub(crate) seed: i64,
+    /// Answers to each prompt.
+    pub(crate) n: u32,
     pub(crate) stop: Vec<String>,
+    /// Further tokens that end an answer, ascending.
+    pub(crate) stop_token_ids: Vec<TokenId>,
+    /// What ended an answer stays part of its text.
+    pub(crate) include_stop: bool,
     pub(crate) ignore_eos: bool,
+    pub(crate) skip_special_tokens: bool,
+    /// Tokens that are kept of the end of a prompt.
+    pub(crate) truncate_prompt: Option<Truncation>,
+    /// Most likely tokens to report at each place of the prompt.
+    pub(crate) prompt_logprobs: Option<u8>,
+    /// The client's wish, vLLM's way: lower is more urgent, 0 is usual.
+    pub(crate) priority: Option<i64>,
     pub(crate) stream: bool,
-    pub(crate) include_usage: bool,
+    pub(crate) usage: UsageEvents,
     pub(crate) return_token_ids: bool,
     /// Tokens of logprobs are written as `token_id:N`.
     pub(crate) tokens_as_ids: bool,
 }
 
+/// Where a prompt is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Truncation {
+    /// This many tokens are kept.
+    To(u32),
+    /// As many as fit with the answer.
+    ToFit,
+}
+
+/// Which events of a stream carry usage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum UsageEvents {
+    #[default]
+    None,
+    /// One more event at the end.
+    Last,
+    /// All of them.
+    All,
+}
+
 impl Options {
     /// Takes the shared fields.
-    pub(crate) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
-        let temperature =
-            ranged(fields, "temperature", 1.0, "0 to 2", |t| (0.0..=2.0).contains(&t))?;
-        let top_p = ranged(fields, "top_p", 1.0, "above 0 and up to 1", |p| {
-            p > 0.0 && p <= 1.0 && p as f32 > 0.0
-        })?;
-        let min_p = ranged(fields, "min_p", 0.0, "0 to 1", |p| (0.0..=1.0).contains(&p))?;
-        // -1 and 0 both keep all tokens.
-        let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?.unwrap_or(0).max(0);
+    pub(crate) fn take(fields: &mut Fields, limits: &RequestLimits) -> Result<Self, ApiError> {
+        let sampling = take_sampling(fields)?;
         let seed = match fields.integer("seed", i64::MIN..=i64::MAX)? {
             Some(seed) => seed,
             None => draw_seed()?,
         };
         let stream = fields.boolean("stream")?.unwrap_or(false);
-        let return_token_ids = fields.boolean("return_token_ids")?.unwrap_or(false);
-        let tokens_as_ids = fields.boolean("return_tokens_as_token_ids")?.unwrap_or(false);
-        let sampling = SamplingParams {
-            temperature: temperature as f32,
-            top_k: top_k as u32,
-            top_p: top_p as f32,
-            min_p: min_p as f32,
-            seed: seed.cast_unsigned(),
-            choice: 0,
-            top_logprobs: None,
-            rules: None,
-        };
+        let max_choices = i64::from(limits.max_choices);
+        let stop_token_ids = take_ids(fields, "stop_token_ids", limits.max_stop_token_ids)?;
+        let max_top_logprobs = i64::from(limits.max_top_logprobs);
+        let prompt_logprobs = fields.integer("prompt_logprobs", 0..=max_top_logprobs)?;
+        if stream && prompt_logprobs.is_some() {
+            return Err(ApiError::invalid(
+                "prompt_logprobs",
+                "it goes with \"stream\": false only",
+            ));
+        }
         Ok(Self {
-            sampling,
+            sampling: SamplingParams { seed: seed.cast_unsigned(), ..sampling },
+            rules: RuleFields::take(fields, limits)?,
             seed,
-            stop: take_stop(fields)?,
+            n: fields.integer("n", 1..=max_choices)?.unwrap_or(1) as u32,
+            stop: take_stop(fields, limits)?,
+            stop_token_ids: stop_token_ids.unwrap_or_default(),
+            include_stop: fields.boolean("include_stop_str_in_output")?.unwrap_or(false),
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
+            skip_special_tokens: fields.boolean("skip_special_tokens")?.unwrap_or(true),
+            truncate_prompt: take_truncation(fields)?,
+            prompt_logprobs: prompt_logprobs.map(|top| top as u8),
+            priority: fields.integer("priority", i64::MIN..=i64::MAX)?,
             stream,
-            include_usage: take_include_usage(fields, stream)?,
-            return_token_ids,
-            tokens_as_ids,
+            usage: take_usage(fields, stream)?,
+            return_token_ids: fields.boolean("return_token_ids")?.unwrap_or(false),
+            tokens_as_ids: fields.boolean("return_tokens_as_token_ids")?.unwrap_or(false),
         })
     }
 }
 
-fn ranged(
-    fields: &mut Fields,
-    name: &str,
-    default: f64,
-    range: &str,
-    accepts: impl Fn(f64) -> bool,
-) -> Result<f64, ApiError> {
-    match fields.number(name)? {
-        None => Ok(default),
-        Some(value) if accepts(value) => Ok(value),
-        Some(value) => {
-            Err(ApiError::invalid(name, format!("expected a number {range}, got {value}")))
-        }
-    }
+fn take_sampling(fields: &mut Fields) -> Result<SamplingParams, ApiError> {
+    let temperature =
+        fields.ranged("temperature", 1.0, "from 0 to 2", |t| (0.0..=2.0).contains(&t))?;
+    let top_p = fields
+        .ranged("top_p", 1.0, "above 0 and up to 1", |p| p > 0.0 && p <= 1.0 && p as f32 > 0.0)?;
+    let min_p = fields.ranged("min_p", 0.0, "from 0 to 1", |p| (0.0..=1.0).contains(&p))?;
+    // -1 and 0 both keep all tokens.
+    let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?.unwrap_or(0).max(0);
+    Ok(SamplingParams {
+        temperature: temperature as f32,
+        top_k: top_k as u32,
+        top_p: top_p as f32,
+        min_p: min_p as f32,
+        ..SamplingParams::default()
+    })
 }
 
-fn take_stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+fn take_stop(fields: &mut Fields, limits: &RequestLimits) -> Result<Vec<String>, ApiError> {
     let stops = match fields.take("stop") {
         None => Vec::new(),
         Some(Value::String(text)) => vec![Value::String(text)],
         Some(Value::Array(items)) => items,
         Some(other) => return Err(wrong_type("stop", "a string or an array of strings", &other)),
     };
-    if stops.len() > MAX_STOPS {
-        return Err(ApiError::invalid("stop", format!("at most {MAX_STOPS} stop strings")));
-    }
+    at_most("stop", "stop strings", stops.len(), limits.max_stops)?;
+    let max_chars = limits.max_stop_chars;
     stops
         .into_iter()
         .map(|stop| match stop {
             Value::String(text) if text.is_empty() => {
                 Err(ApiError::invalid("stop", "a stop string is not empty"))
             }
-            Value::String(text) if text.chars().count() > MAX_STOP_CHARS => Err(ApiError::invalid(
-                "stop",
-                format!("a stop string has at most {MAX_STOP_CHARS} characters"),
-            )),
+            Value::String(text) if text.chars().count() > max_chars as usize => {
+                Err(ApiError::invalid(
+                    "stop",
+                    format!("a stop string has at most {max_chars} characters"),
+                ))
+            }
             Value::String(text) => Ok(text),
             other => Err(wrong_type("stop", "a string or an array of strings", &other)),
         })
         .collect()
 }
 
-fn take_include_usage(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
-    let Some(options) = fields.object("stream_options")? else { return Ok(false) };
+fn take_truncation(fields: &mut Fields) -> Result<Option<Truncation>, ApiError> {
+    const NAME: &str = "truncate_prompt_tokens";
+    match fields.integer(NAME, -1..=i64::from(u32::MAX))? {
+        None => Ok(None),
+        Some(-1) => Ok(Some(Truncation::ToFit)),
+        Some(0) => Err(ApiError::invalid(NAME, "expected -1 or at least 1 token")),
+        Some(tokens) => Ok(Some(Truncation::To(tokens as u32))),
+    }
+}
+
+fn take_usage(fields: &mut Fields, stream: bool) -> Result<UsageEvents, ApiError> {
+    let Some(options) = fields.object("stream_options")? else { return Ok(UsageEvents::None) };
     if !stream {
         return Err(ApiError::invalid("stream_options", "it goes with \"stream\": true only"));
     }
     let mut options = Fields::nested(options, "stream_options");
     let include_usage = options.boolean("include_usage")?.unwrap_or(false);
+    let continuous = options.boolean("continuous_usage_stats")?.unwrap_or(false);
     // OpenAI pads chunks against observers of a network; off is the only way here.
     if options.boolean("include_obfuscation")?.unwrap_or(false) {
         return Err(ApiError::unsupported(
@@ -125,20 +169,36 @@ fn take_include_usage(fields: &mut Fields, stream: bool) -> Result<bool, ApiErro
             "only false is supported",
         ));
     }
+    if continuous && !include_usage {
+        let message = "it goes with \"include_usage\": true only";
+        return Err(ApiError::invalid(options.path("continuous_usage_stats"), message));
+    }
     options.finish()?;
-    Ok(include_usage)
+    Ok(match (include_usage, continuous) {
+        (false, _) => UsageEvents::None,
+        (true, false) => UsageEvents::Last,
+        (true, true) => UsageEvents::All,
+    })
 }
 
 fn draw_seed() -> Result<i64, ApiError> {
-    let bits = getrandom::u64().map_err(|error| {
-        tracing::error!(%error, "no randomness from the operating system");
-        ApiError::internal("No random seed could be drawn")
-    })?;
-    Ok((bits >> (u64::BITS - SEED_BITS)).cast_signed())
+    Ok((random_bits()? >> (u64::BITS - SEED_BITS)).cast_signed())
 }
 
-/// The limit of a `max_tokens` field under either of its names.
-pub(crate) fn take_max_tokens(fields: &mut Fields, least: i64) -> Result<Option<u32>, ApiError> {
+/// Random bits of the operating system.
+pub(crate) fn random_bits() -> Result<u64, ApiError> {
+    getrandom::u64().map_err(|error| {
+        tracing::error!(%error, "no randomness from the operating system");
+        ApiError::internal("No random seed could be drawn")
+    })
+}
+
+/// The limit of a `max_tokens` field under either of its names. An answer has at least `min_tokens`.
+pub(crate) fn take_max_tokens(
+    fields: &mut Fields,
+    least: i64,
+    min_tokens: u32,
+) -> Result<Option<u32>, ApiError> {
     let range = least..=i64::from(u32::MAX);
     let max_tokens = fields.integer("max_tokens", range.clone())?;
     let max_completion_tokens = fields.integer("max_completion_tokens", range)?;
@@ -146,6 +206,12 @@ pub(crate) fn take_max_tokens(fields: &mut Fields, least: i64) -> Result<Option<
         (Some(one), Some(other)) if one != other => {
             Err(ApiError::invalid("max_tokens", "it differs from 'max_completion_tokens'"))
         }
-        (one, other) => Ok(one.or(other).map(|tokens| tokens as u32)),
+        (one, other) => match one.or(other) {
+            Some(most) if most < i64::from(min_tokens) => {
+                let message = format!("it is more than the {most} tokens of 'max_tokens'");
+                Err(ApiError::invalid("min_tokens", message))
+            }
+            most => Ok(most.map(|tokens| tokens as u32)),
+        },
     }
 }

@@ -12,19 +12,21 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::app::App;
+use crate::choices::{Answer, Choices};
 use crate::error::ApiError;
 use crate::generate::{Delta, Generation, TokenUsage};
+use crate::sampling::{Options, UsageEvents, random_bits};
 
 /// The shapes of one endpoint's answers.
 pub(crate) trait Wire: Send + 'static {
     /// Events before the first text.
-    fn opening(&mut self, generation: &Generation, frames: &mut Frames);
-    /// Events of one piece.
-    fn delta(&mut self, delta: Delta, generation: &Generation, frames: &mut Frames);
+    fn opening(&mut self, choices: &Choices, usage: UsageField, frames: &mut Frames);
+    /// Events of one piece of a sequence.
+    fn delta(&mut self, delta: Delta, from: &Generation, usage: UsageField, frames: &mut Frames);
     /// The event after the last piece, where the client asked for usage.
     fn closing(&mut self, usage: Usage, frames: &mut Frames);
-    /// The whole answer as one body.
-    fn whole(&mut self, answer: Delta, generation: &Generation) -> Response;
+    /// The whole answers as one body, `per_prompt` for each prompt.
+    fn whole(&mut self, answers: Vec<Answer>, per_prompt: u32, usage: Usage) -> Response;
 }
 
 /// Usage in OpenAI's form.
@@ -55,8 +57,12 @@ pub(crate) enum UsageField {
 
 impl UsageField {
     /// The field of a stream's events before the last one.
-    pub(crate) fn before_end(include_usage: bool) -> Self {
-        if include_usage { Self::Later } else { Self::Absent }
+    fn before_end(events: UsageEvents, so_far: TokenUsage) -> Self {
+        match events {
+            UsageEvents::None => Self::Absent,
+            UsageEvents::Last => Self::Later,
+            UsageEvents::All => Self::Known(so_far.into()),
+        }
     }
 
     /// For serde: whether the field is left out.
@@ -89,18 +95,19 @@ impl Frames {
     }
 }
 
-/// Answers with the generation's pieces as they come, or with all of them at the end.
+/// Answers with the sequences' pieces as they come, or with all of them at the end.
 pub(crate) async fn respond<W: Wire>(
     app: &App,
-    mut generation: Generation,
+    mut choices: Choices,
     mut wire: W,
-    as_stream: bool,
+    options: &Options,
 ) -> Result<Response, ApiError> {
-    if !as_stream {
-        let answer = generation.collect().await?;
-        return Ok(wire.whole(answer, &generation));
+    if !options.stream {
+        let answers = choices.collect().await?;
+        return Ok(wire.whole(answers, choices.per_prompt(), choices.usage().into()));
     }
-    let body = Body::from_stream(events(generation, wire, app.config.keep_alive));
+    let running = Running { choices, wire, usage: options.usage, is_open: false };
+    let body = Body::from_stream(events(running, app.config.keep_alive));
     let mut response = body.into_response();
     let headers = response.headers_mut();
     headers
@@ -110,19 +117,18 @@ pub(crate) async fn respond<W: Wire>(
     Ok(response)
 }
 
-/// What a stream holds; dropping it drops the engine's stream.
+/// What a stream holds; dropping it drops the engine's streams.
 struct Running<W> {
-    generation: Generation,
+    choices: Choices,
     wire: W,
+    usage: UsageEvents,
     is_open: bool,
 }
 
 fn events<W: Wire>(
-    generation: Generation,
-    wire: W,
+    running: Running<W>,
     keep_alive: Duration,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
-    let running = Running { generation, wire, is_open: false };
     let frames = stream::unfold(Some(running), move |running| async move {
         let mut running = running?;
         let mut frames = Frames::default();
@@ -143,28 +149,30 @@ fn events<W: Wire>(
 impl<W: Wire> Running<W> {
     /// Writes the next events; whether more follow.
     async fn step(&mut self, frames: &mut Frames, keep_alive: Duration) -> bool {
-        if !self.is_open {
-            self.is_open = true;
-            self.wire.opening(&self.generation, frames);
+        let Self { choices, wire, usage, is_open } = self;
+        if !std::mem::replace(is_open, true) {
+            let usage = UsageField::before_end(*usage, choices.usage());
+            wire.opening(choices, usage, frames);
             if !frames.0.is_empty() {
                 return true;
             }
         }
-        match timeout(keep_alive, self.generation.next()).await {
+        let next = choices.next(|delta, from, so_far| {
+            wire.delta(delta, from, UsageField::before_end(*usage, so_far), frames);
+        });
+        match timeout(keep_alive, next).await {
             Err(_) => {
                 frames.0.extend_from_slice(b": keep-alive\n\n");
                 true
             }
-            Ok(Ok(Some(delta))) => {
-                let is_last = delta.finish.is_some();
-                self.wire.delta(delta, &self.generation, frames);
-                if is_last {
-                    self.wire.closing(self.generation.usage().into(), frames);
-                    frames.0.extend_from_slice(b"data: [DONE]\n\n");
+            Ok(Ok(Some(()))) => true,
+            Ok(Ok(None)) => {
+                if *usage != UsageEvents::None {
+                    wire.closing(choices.usage().into(), frames);
                 }
-                !is_last
+                frames.0.extend_from_slice(b"data: [DONE]\n\n");
+                false
             }
-            Ok(Ok(None)) => false,
             Ok(Err(error)) => {
                 frames.push(&error.body());
                 false
@@ -180,10 +188,6 @@ pub(crate) fn unix_seconds() -> u64 {
 
 /// An id that no other answer has.
 pub(crate) fn unique_id(prefix: &str) -> Result<String, ApiError> {
-    let bits = getrandom::u64().and_then(|high| Ok((high, getrandom::u64()?)));
-    let (high, low) = bits.map_err(|error| {
-        tracing::error!(%error, "no randomness from the operating system");
-        ApiError::internal("No id could be drawn")
-    })?;
+    let (high, low) = (random_bits()?, random_bits()?);
     Ok(format!("{prefix}-{high:016x}{low:016x}"))
 }

@@ -11,10 +11,10 @@ use serde_json::json;
 use crate::app::App;
 use crate::body::JsonObject;
 use crate::chat::encode_chat;
-use crate::completions::{Prompt, encode_prompt};
 use crate::error::ApiError;
 use crate::fields::token_id;
 use crate::messages::Conversation;
+use crate::prompts::{Encoding, Prompt, encode_prompt};
 
 /// Bytes of work that one token id counts for.
 const BYTES_PER_TOKEN: usize = 8;
@@ -33,19 +33,20 @@ pub(crate) async fn tokenize(
         let add_special = fields.boolean("add_special_tokens")?.unwrap_or(true);
         fields.finish()?;
         let served = app.models.find_or_only(model.as_deref()).await?;
-        let (tokens, _) = encode_prompt(&app, &served, Prompt::Text(text), add_special).await?;
-        (served, tokens)
+        let encoding = Encoding { add_bos: add_special, truncate: None, field: "prompt" };
+        let prompt = encode_prompt(&app, &served, Prompt::Text(text), encoding).await?;
+        (served, prompt.tokens)
     } else {
         // A template writes its special tokens itself.
         if fields.boolean("add_special_tokens")?.unwrap_or(false) {
             let message = "it is not supported with 'messages'";
             return Err(ApiError::unsupported("add_special_tokens", message));
         }
-        let conversation = Conversation::take(&mut fields)?;
+        let conversation = Conversation::take(&mut fields, &app.config.request)?;
         fields.finish()?;
         let served = app.models.find_or_only(model.as_deref()).await?;
-        let tokens = encode_chat(&app, &served, conversation).await?;
-        (served, tokens)
+        let prompt = encode_chat(&app, &served, conversation, None).await?;
+        (served, prompt.tokens)
     };
     let tokenizer = Arc::clone(served.text.tokenizer()?);
     let num_tokens = tokens.len();

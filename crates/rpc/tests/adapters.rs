@@ -45,8 +45,7 @@ impl EngineApi for EchoEngine {
 
     fn generate(&self, request: t::Request) -> BoxFuture<'_, Result<EventStream, EngineError>> {
         if request.tokens.is_empty() {
-            return async { Err(EngineError::Rejected(t::Rejected::QueueFull { limit: 7 })) }
-                .boxed();
+            return async { Err(EngineError::Rejected(queue_full())) }.boxed();
         }
         *self.saw.lock().unwrap() = Some(request);
         let guard = NotifyOnDrop(Arc::clone(&self.dropped));
@@ -94,6 +93,7 @@ fn description() -> t::EngineDescription {
             max_seqs: 8,
             max_queued: 7,
             max_top_logprobs: 6,
+            max_queued_tokens: u64::MAX,
         },
     }
 }
@@ -107,9 +107,16 @@ fn status() -> t::EngineStatus {
             num_running: 5,
             generation_tokens: 6,
             rejected: 7,
+            waiting_tokens: 8,
             ..Default::default()
         },
+        step_time_us: t::Histogram { counts: [9; t::HISTOGRAM_BUCKETS], sum: 10 },
+        step_tokens: t::Histogram { counts: [11; t::HISTOGRAM_BUCKETS], sum: 12 },
     }
+}
+
+fn queue_full() -> t::Rejected {
+    t::Rejected::QueueTokensFull { limit: 7, retry_after_ms: 1500 }
 }
 
 fn score() -> t::TokenScore {
@@ -124,10 +131,12 @@ fn all_events() -> Vec<t::EventKind> {
         t::FinishReason::Cancelled,
         t::FinishReason::Deadline,
         t::FinishReason::Failed(t::SlotError::InvalidLogits),
+        t::FinishReason::Failed(t::SlotError::NothingAllowed),
         t::FinishReason::Failed(t::SlotError::Panicked("why".into())),
         t::FinishReason::EngineLost,
     ];
-    let usage = t::Usage { prompt_tokens: 1, cached_tokens: 2, completion_tokens: 3 };
+    let usage =
+        t::Usage { prompt_tokens: 1, cached_tokens: 2, completion_tokens: 3, preemptions: 4 };
     let mut events = vec![
         t::EventKind::Started { cached_tokens: 5 },
         t::EventKind::PromptScores { first: 1, scores: vec![score(), t::TokenScore::default()] },
@@ -170,7 +179,7 @@ fn a_rejection_keeps_its_reason() {
         let client = EngineClient::new(&socket);
         let empty = t::Request { tokens: vec![], num_prompt: 0, ..request() };
         let error = client.generate(empty).await.err();
-        assert_eq!(error, Some(EngineError::Rejected(t::Rejected::QueueFull { limit: 7 })));
+        assert_eq!(error, Some(EngineError::Rejected(queue_full())));
     });
 }
 
@@ -204,6 +213,7 @@ fn request() -> t::Request {
         sampling: t::SamplingParams {
             seed: u64::MAX,
             top_logprobs: Some(20),
+            rules: Some(Arc::new(rules())),
             ..Default::default()
         },
         stop: t::StopCriteria { max_tokens: 5, stop_token_ids: vec![t::TokenId(2), t::TokenId(8)] },
@@ -212,6 +222,20 @@ fn request() -> t::Request {
         tenant: t::TenantId(4),
         salt: t::CacheSalt(u64::MAX),
         deadline: Some(t::Tick(6)),
+        group: Some(t::GroupId(u64::MAX)),
+    }
+}
+
+fn rules() -> t::LogitRules {
+    t::LogitRules {
+        allowed: vec![t::TokenId(1), t::TokenId(2)],
+        bad_words: vec![vec![t::TokenId(3)], vec![t::TokenId(4), t::TokenId(3)]],
+        min_tokens: 5,
+        min_tokens_banned: vec![t::TokenId(6)],
+        bias: vec![(t::TokenId(7), -100.0), (t::TokenId(9), 0.5)],
+        repetition_penalty: 1.1,
+        frequency_penalty: -0.5,
+        presence_penalty: 2.0,
     }
 }
 

@@ -11,6 +11,8 @@ pub struct StopMatcher {
     /// Text that may be the beginning of a stop string.
     held: String,
     include_stop: bool,
+    /// The pattern that was found.
+    found: Option<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -30,7 +32,7 @@ impl StopMatcher {
     pub fn new(stops: &[String], include_stop: bool) -> Self {
         assert!(stops.iter().all(|stop| !stop.is_empty()), "stop strings are not empty");
         let patterns = stops.iter().map(|stop| Pattern::new(stop)).collect();
-        Self { patterns, held: String::new(), include_stop }
+        Self { patterns, held: String::new(), include_stop, found: None }
     }
 
     /// Takes the next piece of text and appends what is certain to `text`. Returns whether a stop
@@ -41,7 +43,8 @@ impl StopMatcher {
             return false;
         }
         for (index, byte) in piece.bytes().enumerate() {
-            if let Some(length) = self.advance(byte) {
+            if let Some((length, pattern)) = self.advance(byte) {
+                self.found = Some(pattern);
                 // Counted from the beginning of `held`, then `piece`.
                 let end = self.held.len() + index + 1;
                 let end = if self.include_stop { end } else { end - length };
@@ -71,12 +74,18 @@ impl StopMatcher {
         !self.held.is_empty()
     }
 
-    /// Feeds one byte to all patterns; the length of the longest one that ends with it.
-    fn advance(&mut self, byte: u8) -> Option<usize> {
+    /// The index of the stop string that was found, among those given.
+    pub fn found(&self) -> Option<usize> {
+        self.found
+    }
+
+    /// Feeds one byte to all patterns; length and index of the longest one that ends with it.
+    fn advance(&mut self, byte: u8) -> Option<(usize, usize)> {
         let mut longest = None;
-        for pattern in &mut self.patterns {
-            if pattern.advance(byte) {
-                longest = longest.max(Some(pattern.bytes.len()));
+        for (index, pattern) in self.patterns.iter_mut().enumerate() {
+            let length = pattern.bytes.len();
+            if pattern.advance(byte) && longest.is_none_or(|(most, _)| length > most) {
+                longest = Some((length, index));
             }
         }
         longest
@@ -117,6 +126,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_stop_string_is_known() {
+        let stops = ["xyz", "b", "ab"].map(str::to_owned);
+        let mut matcher = StopMatcher::new(&stops, false);
+        let mut text = String::new();
+        assert!(!matcher.push("xya", &mut text) && matcher.found().is_none());
+        assert!(matcher.push("bz", &mut text));
+        assert_eq!((text.as_str(), matcher.found()), ("xy", Some(2)));
+    }
 
     fn run(stops: &[String], include_stop: bool, pieces: &[&str]) -> (String, bool) {
         let mut matcher = StopMatcher::new(stops, include_stop);

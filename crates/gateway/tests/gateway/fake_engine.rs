@@ -12,8 +12,8 @@ use oarlock_gateway::{GatewayConfig, router};
 use oarlock_rpc::{EngineApi, EngineError, EventStream};
 use oarlock_types::{
     BpeVocabulary, EngineDescription, EngineLimits, EngineState, EngineStats, EngineStatus,
-    EventKind, Fingerprint, FinishReason, ModelCard, RankedToken, Request, SampledToken, TokenId,
-    TokenKind, TokenScore, TokenizerSource, Usage,
+    EventKind, Fingerprint, FinishReason, ModelCard, RankedToken, Rejected, Request, SampledToken,
+    TokenId, TokenKind, TokenScore, TokenizerSource, Usage,
 };
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -51,6 +51,10 @@ pub(crate) struct Script {
     pub(crate) then: Then,
     pub(crate) cached_tokens: u32,
     pub(crate) refuse: Option<EngineError>,
+    /// From this request on, the queue is full.
+    pub(crate) refuse_from: Option<usize>,
+    /// Other tokens for each choice.
+    pub(crate) by_choice: Option<Vec<Vec<u32>>>,
     pub(crate) unavailable: bool,
 }
 
@@ -68,7 +72,15 @@ pub(crate) fn bytes(text: &str) -> Vec<u32> {
 
 pub(crate) fn script(tokens: Vec<u32>) -> Script {
     let then = Then::Finish(FinishReason::Length);
-    Script { tokens, then, cached_tokens: 0, refuse: None, unavailable: false }
+    Script {
+        tokens,
+        then,
+        cached_tokens: 0,
+        refuse: None,
+        refuse_from: None,
+        by_choice: None,
+        unavailable: false,
+    }
 }
 
 /// The token score that the engine reports for `id`.
@@ -191,8 +203,17 @@ impl EngineApi for FakeEngine {
     }
 
     fn generate(&self, request: Request) -> BoxFuture<'_, Result<EventStream, EngineError>> {
-        let script = self.script.lock().unwrap().clone();
-        self.requests.lock().unwrap().push(request.clone());
+        let mut script = self.script.lock().unwrap().clone();
+        let mut requests = self.requests.lock().unwrap();
+        if script.refuse_from.is_some_and(|first| requests.len() >= first) {
+            let full = Rejected::QueueFull { limit: 4, retry_after_ms: 1000 };
+            return Box::pin(async move { Err(EngineError::Rejected(full)) });
+        }
+        requests.push(request.clone());
+        drop(requests);
+        if let Some(by_choice) = &script.by_choice {
+            script.tokens.clone_from(&by_choice[request.sampling.choice as usize]);
+        }
         if let Some(error) = script.refuse {
             return Box::pin(async move { Err(error) });
         }

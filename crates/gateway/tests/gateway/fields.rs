@@ -20,6 +20,8 @@ async fn check(client: &Client, path: &str, body: &Value, param: &str, code: &st
 async fn shared_fields() {
     let client = client(script(bytes("x")));
     let many_stops: Vec<String> = (0..17).map(|n| n.to_string()).collect();
+    let biases = (0..1025).map(|id: u32| (id.to_string(), json!(1)));
+    let many_biases = Value::Object(biases.collect());
     for (name, value) in [
         ("temperature", json!(-0.1)),
         ("temperature", json!(2.1)),
@@ -50,12 +52,55 @@ async fn shared_fields() {
         ("max_tokens", json!(5_000_000_000_u64)),
         ("max_completion_tokens", json!(0)),
         ("model", json!(5)),
+        ("n", json!(0)),
+        ("n", json!(129)),
+        ("n", json!("two")),
+        ("presence_penalty", json!(2.1)),
+        ("frequency_penalty", json!(-2.1)),
+        ("frequency_penalty", json!("x")),
+        ("repetition_penalty", json!(0)),
+        ("repetition_penalty", json!(101)),
+        ("repetition_penalty", json!(1e-60)),
+        ("logit_bias", json!([])),
+        ("logit_bias", json!({"x": 1})),
+        ("logit_bias", json!({"-1": 1})),
+        ("logit_bias", json!({"+1": 1})),
+        ("logit_bias", json!({"258": 1})),
+        ("logit_bias", json!({"5": 100.5})),
+        ("logit_bias", json!({"5": "much"})),
+        ("logit_bias", many_biases),
+        ("min_tokens", json!(-1)),
+        ("min_tokens", json!(9)),
+        ("stop_token_ids", json!([258])),
+        ("stop_token_ids", json!(["a"])),
+        ("stop_token_ids", json!(vec![1; 257])),
+        ("allowed_token_ids", json!([])),
+        ("allowed_token_ids", json!([300])),
+        ("allowed_token_ids", json!(5)),
+        ("allowed_token_ids", json!(vec![1; 65_537])),
+        ("bad_words", json!("a")),
+        ("bad_words", json!([" "])),
+        ("bad_words", json!([5])),
+        ("bad_words", json!(["x".repeat(257)])),
+        ("bad_words", json!(vec!["x"; 129])),
+        ("include_stop_str_in_output", json!("no")),
+        ("skip_special_tokens", json!("no")),
+        ("prompt_logprobs", json!(21)),
+        ("prompt_logprobs", json!(-1)),
+        ("truncate_prompt_tokens", json!(0)),
+        ("truncate_prompt_tokens", json!(-2)),
+        ("priority", json!(-101)),
+        ("priority", json!(156)),
+        ("priority", json!(1.5)),
     ] {
         for path in ["/v1/chat/completions", "/v1/completions"] {
             let mut body = json!({"model": "org/fake", "prompt": "ab",
                 "messages": [{"role": "user", "content": "hi"}]});
             let other = if path == "/v1/completions" { "messages" } else { "prompt" };
             body.as_object_mut().unwrap().remove(other);
+            if name == "min_tokens" {
+                body["max_tokens"] = json!(8);
+            }
             body[name] = value.clone();
             check(&client, path, &body, name, "invalid_value").await;
         }
@@ -66,15 +111,6 @@ async fn shared_fields() {
 async fn unsupported_and_unknown_fields() {
     let client = client(script(bytes("x")));
     for (name, value, code) in [
-        ("n", json!(2), "unsupported_value"),
-        ("best_of", json!(2), "unsupported_value"),
-        ("presence_penalty", json!(0.5), "unsupported_value"),
-        ("frequency_penalty", json!("x"), "unsupported_value"),
-        ("repetition_penalty", json!(1.1), "unsupported_value"),
-        ("logit_bias", json!({"5": 1}), "unsupported_value"),
-        ("min_tokens", json!(1), "unsupported_value"),
-        ("stop_token_ids", json!([1]), "unsupported_value"),
-        ("skip_special_tokens", json!(false), "unsupported_value"),
         ("response_format", json!({"type": "json_object"}), "unsupported_value"),
         ("service_tier", json!("flex"), "unsupported_value"),
         ("store", json!(true), "unsupported_value"),
@@ -203,8 +239,6 @@ async fn completion_fields() {
         (json!({"prompt": [1, "a"]}), "prompt", "invalid_value"),
         (json!({"prompt": [-1]}), "prompt", "invalid_value"),
         (json!({"prompt": [258]}), "prompt", "invalid_value"),
-        (json!({"prompt": ["a", "b"]}), "prompt", "unsupported_value"),
-        (json!({"prompt": [[1], [2]]}), "prompt", "unsupported_value"),
         (json!({"prompt": [{}]}), "prompt", "invalid_value"),
         (json!({"max_tokens": 0}), "max_tokens", "invalid_value"),
         (json!({"max_tokens": 199}), "prompt", "context_length_exceeded"),
@@ -215,6 +249,17 @@ async fn completion_fields() {
         (json!({"logprobs": 21}), "logprobs", "invalid_value"),
         (json!({"logprobs": -1}), "logprobs", "invalid_value"),
         (json!({"echo": "yes"}), "echo", "invalid_value"),
+        (json!({"best_of": 0}), "best_of", "invalid_value"),
+        (json!({"n": 3, "best_of": 2}), "best_of", "invalid_value"),
+        (json!({"best_of": 2, "stream": true}), "best_of", "invalid_value"),
+        (json!({"prompt": vec!["a"; 129]}), "prompt", "invalid_value"),
+        (json!({"prompt": ["a", "b", "c"], "n": 100}), "prompt", "invalid_value"),
+        (
+            json!({"prompt": ["a", [1]], "logprobs": 1, "max_tokens": 0}),
+            "max_tokens",
+            "invalid_value",
+        ),
+        (json!({"prompt_logprobs": 1, "stream": true}), "prompt_logprobs", "invalid_value"),
         (json!({"messages": []}), "messages", "unknown_parameter"),
     ] {
         let body = crate::fake_engine::completion_body(&fields);

@@ -13,6 +13,8 @@ mod fields;
 #[cfg(test)]
 mod infrastructure;
 #[cfg(test)]
+mod options;
+#[cfg(test)]
 mod random_bodies;
 #[cfg(test)]
 mod sockets;

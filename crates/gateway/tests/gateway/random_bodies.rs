@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::fake_engine::{bytes, client, script};
 
-const NAMES: [&str; 27] = [
+const NAMES: [&str; 45] = [
     "messages",
     "prompt",
     "model",
@@ -34,6 +34,24 @@ const NAMES: [&str; 27] = [
     "add_generation_prompt",
     "response_format",
     "user",
+    "best_of",
+    "logit_bias",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "min_tokens",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "allowed_token_ids",
+    "bad_words",
+    "prompt_logprobs",
+    "truncate_prompt_tokens",
+    "continue_final_message",
+    "priority",
+    "skip_special_tokens",
+    "add_special_tokens",
+    "reasoning_effort",
+    "documents",
 ];
 
 fn any_json() -> impl Strategy<Value = Value> {
