@@ -93,6 +93,10 @@ pub(crate) struct ServeArguments {
     /// Port to listen on; 0 picks a free one.
     #[arg(long, default_value_t = 8000)]
     pub(crate) port: u16,
+    /// Port of the public gRPC API (`oarlock.v1.Inference`, with health and reflection); 0 picks a free
+    /// one. Without this option there is none.
+    #[arg(long, value_name = "PORT")]
+    pub(crate) grpc_port: Option<u16>,
     /// The name that clients put into `model`; by default the file's name without its ending.
     #[arg(long, value_name = "NAME")]
     pub(crate) served_name: Option<String>,

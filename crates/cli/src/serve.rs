@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use oarlock_discovery::{InMemory, Member};
 use oarlock_engine::{Engine, EngineHandle, EngineOptions, WorkerCommand};
-use oarlock_gateway::GatewayConfig;
+use oarlock_gateway::{GatewayConfig, Listeners};
 use oarlock_rpc::{EngineApi as _, EngineClient};
 use oarlock_text::Tokenizer;
 use tokio::net::{TcpListener, UnixListener};
@@ -30,6 +30,13 @@ pub(crate) async fn serve(arguments: ServeArguments, model: PathBuf) -> anyhow::
             format!("cannot listen on {}:{} (--host, --port)", arguments.host, arguments.port)
         })?;
     let address = listener.local_addr()?;
+    let grpc = match arguments.grpc_port {
+        None => None,
+        Some(port) => Some(TcpListener::bind((arguments.host, port)).await.with_context(|| {
+            format!("cannot listen on {}:{port} (--host, --grpc-port)", arguments.host)
+        })?),
+    };
+    let grpc_address = grpc.as_ref().map(TcpListener::local_addr).transpose()?;
     let terminated = terminated()?;
     let engine = Engine::start(engine_options(&arguments, model)?);
     let served_name = served_name(&arguments);
@@ -53,9 +60,13 @@ pub(crate) async fn serve(arguments: ServeArguments, model: PathBuf) -> anyhow::
         drain_timeout: Duration::from_secs(arguments.drain_seconds),
         ..GatewayConfig::default()
     };
-    let gateway = tokio::spawn(oarlock_gateway::serve(listener, members.view(), config, async {
+    let listeners = Listeners { http: listener, grpc };
+    let gateway = tokio::spawn(oarlock_gateway::serve(listeners, members.view(), config, async {
         drop(gateway_stopped.await);
     }));
+    if let Some(address) = grpc_address {
+        announce(&format!("listening on grpc://{address}"))?;
+    }
     announce(&format!("listening on http://{address}"))?;
 
     tokio::pin!(gateway, terminated);

@@ -41,7 +41,7 @@ pub(crate) struct Choices {
     /// Of each sequence, what it used so far.
     usage: Vec<TokenUsage>,
     prompts: Vec<Arc<[TokenId]>>,
-    choices: u32,
+    per_prompt: u32,
     _in_flight: TaskTrackerToken,
 }
 
@@ -93,7 +93,7 @@ impl Choices {
         }
         let usage = generations.iter().map(Generation::usage).collect();
         let running = generations.into_iter().map(turn).collect();
-        Ok(Self { running, usage, prompts, choices: fanout.choices, _in_flight: in_flight })
+        Ok(Self { running, usage, prompts, per_prompt: fanout.choices, _in_flight: in_flight })
     }
 
     /// The next piece of any sequence, to be handed to `with`; `None` once all have ended. Dropping
@@ -144,7 +144,7 @@ impl Choices {
 
     /// Where only the first choice of a prompt scored it, the others have the same scores.
     fn share_scores(&self, answers: &mut [Answer]) {
-        for siblings in answers.chunks_mut(self.choices as usize) {
+        for siblings in answers.chunks_mut(self.per_prompt as usize) {
             let Some((first, others)) = siblings.split_first_mut() else { continue };
             for other in others.iter_mut().filter(|o| o.generation.prompt_scores.is_empty()) {
                 other.generation.prompt_scores.clone_from(&first.generation.prompt_scores);
@@ -158,7 +158,7 @@ impl Choices {
         for (index, usage) in self.usage.iter().enumerate() {
             total.completion += usage.completion;
             // Siblings read the first one's blocks; that is nothing that the client saved.
-            if index.is_multiple_of(self.choices as usize) {
+            if index.is_multiple_of(self.per_prompt as usize) {
                 total.prompt += usage.prompt;
                 total.cached += usage.cached;
             }
@@ -178,7 +178,7 @@ impl Choices {
 
     /// Answers to each prompt.
     pub(crate) fn per_prompt(&self) -> u32 {
-        self.choices
+        self.per_prompt
     }
 }
 

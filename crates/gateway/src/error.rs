@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use oarlock_rpc::EngineError;
+use oarlock_rpc::{EngineError, InferenceCode, InferenceError};
 use oarlock_text::TextError;
 use oarlock_types::{FinishReason, Rejected, SlotError};
 use serde_json::json;
@@ -44,7 +44,7 @@ impl ApiError {
     }
 
     /// A queue is full; there should be room after `retry_after_ms`.
-    fn queue_full(what: String, retry_after_ms: u32) -> Self {
+    fn queue_full(what: &str, retry_after_ms: u32) -> Self {
         let message = format!("Too many requests: {what}");
         Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
             .code("queue_full")
@@ -203,6 +203,30 @@ impl ApiError {
     }
 }
 
+impl From<ApiError> for InferenceError {
+    fn from(error: ApiError) -> Self {
+        let code = match error.status {
+            StatusCode::NOT_FOUND => InferenceCode::NotFound,
+            StatusCode::UNAUTHORIZED => InferenceCode::Unauthenticated,
+            StatusCode::FORBIDDEN => InferenceCode::PermissionDenied,
+            StatusCode::TOO_MANY_REQUESTS => InferenceCode::ResourceExhausted,
+            StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => {
+                InferenceCode::DeadlineExceeded
+            }
+            StatusCode::SERVICE_UNAVAILABLE => InferenceCode::Unavailable,
+            status if status.is_client_error() => InferenceCode::InvalidArgument,
+            _ => InferenceCode::Internal,
+        };
+        Self {
+            code,
+            message: error.message,
+            reason: error.code.unwrap_or(error.kind).to_owned(),
+            field: error.param,
+            retry_after_s: error.retry_after_s,
+        }
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, axum::Json(self.body())).into_response();
@@ -232,11 +256,11 @@ impl From<Rejected> for ApiError {
     fn from(rejected: Rejected) -> Self {
         match rejected {
             Rejected::QueueFull { limit, retry_after_ms } => {
-                Self::queue_full(format!("{limit} requests are waiting already"), retry_after_ms)
+                Self::queue_full(&format!("{limit} requests are waiting already"), retry_after_ms)
             }
             Rejected::QueueTokensFull { limit, retry_after_ms } => {
                 let what = format!("requests with {limit} tokens are waiting already");
-                Self::queue_full(what, retry_after_ms)
+                Self::queue_full(&what, retry_after_ms)
             }
             Rejected::TooLong { tokens, limit } => {
                 Self::context_length(limit, tokens as usize, 0, "max_tokens")

@@ -40,7 +40,7 @@ impl Labels {
     }
 
     /// The token's text, whatever labels are written as.
-    fn text(&self, id: TokenId) -> String {
+    pub(crate) fn text(&self, id: TokenId) -> String {
         let tokenizer = self.tokenizer.as_ref();
         tokenizer.map_or_else(String::new, |tokenizer| tokenizer.token_text(id))
     }

@@ -11,14 +11,16 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use oarlock_discovery::View;
+use oarlock_rpc::InferenceLimits;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Shared};
 use crate::config::GatewayConfig;
+use crate::inference::Inference;
 use crate::routes::routes;
 
 /// hyper refuses smaller buffers.
@@ -39,14 +41,15 @@ const CLOSE_GRACE: Duration = Duration::from_secs(1);
 /// # Errors
 /// The listener's address cannot be read. Errors of single connections end those only.
 pub async fn serve(
-    listener: TcpListener,
+    listeners: Listeners,
     view: View,
     config: GatewayConfig,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let address = listener.local_addr()?;
+    let address = listeners.http.local_addr()?;
     let app = Shared::new(view, config);
-    let mut server = Server::new(listener, Arc::clone(&app));
+    let mut server = Server::new(listeners.http, Arc::clone(&app));
+    let grpc = listeners.grpc.map(|listener| GrpcServer::start(listener, &app));
     tracing::info!(%address, "serving");
     server.accept_until(shutdown).await;
     tracing::info!("draining");
@@ -60,9 +63,54 @@ pub async fn serve(
             }
         })
         .await;
-    server.close(Instant::now() + CLOSE_GRACE).await;
+    let deadline = Instant::now() + CLOSE_GRACE;
+    if let Some(grpc) = grpc {
+        grpc.close(deadline).await;
+    }
+    server.close(deadline).await;
     tracing::info!("drained");
     Ok(())
+}
+
+/// Where a gateway listens.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For HTTP.
+    pub http: TcpListener,
+    /// For the public gRPC API, if it is wanted.
+    pub grpc: Option<TcpListener>,
+}
+
+/// The public gRPC API on its own port. Its calls are drained with those over HTTP.
+struct GrpcServer {
+    task: JoinHandle<io::Result<()>>,
+    closing: CancellationToken,
+}
+
+impl GrpcServer {
+    fn start(listener: TcpListener, app: &App) -> Self {
+        let closing = CancellationToken::new();
+        let closed = closing.clone().cancelled_owned();
+        let config = &app.config;
+        let limits = InferenceLimits {
+            max_request_bytes: config.max_body_bytes,
+            max_connections: config.max_connections,
+            max_streams: MAX_HTTP2_STREAMS,
+            max_header_bytes: u32::try_from(config.max_header_bytes).unwrap_or(u32::MAX),
+        };
+        let api = Inference::new(Arc::clone(app));
+        let task = tokio::spawn(oarlock_rpc::serve_inference(api, listener, limits, closed));
+        Self { task, closing }
+    }
+
+    async fn close(mut self, deadline: Instant) {
+        self.closing.cancel();
+        match timeout_at(deadline, &mut self.task).await {
+            Err(_) => self.task.abort(),
+            Ok(Ok(Err(error))) => tracing::error!(%error, "the gRPC server failed"),
+            Ok(_) => {}
+        }
+    }
 }
 
 struct Server {

@@ -1,5 +1,5 @@
 //! The only crate that knows protobuf: generated code from `proto/`, checked conversions to and from
-//! `oarlock-types`, client and server adapters over Unix sockets.
+//! `oarlock-types`, client and server adapters over Unix sockets; and the public gRPC API.
 //!
 //! Processes meet through [`EngineApi`] and [`WorkerApi`]: whoever calls an engine holds an
 //! `Arc<dyn EngineApi>` and cannot tell one in this process from one behind gRPC. Messages from the
@@ -9,6 +9,7 @@ mod api;
 mod convert;
 mod engine_client;
 mod engine_server;
+mod public;
 mod socket;
 mod worker_client;
 mod worker_server;
@@ -25,6 +26,20 @@ mod proto {
     tonic::include_proto!("oarlock.internal.v1");
 }
 
+#[expect(
+    unreachable_pub,
+    clippy::pedantic,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
+mod public_proto {
+    tonic::include_proto!("oarlock.v1");
+}
+
+/// Descriptors of the public API, for reflection.
+const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/oarlock.v1.bin"));
+
 pub use api::{
     EngineApi, EngineError, EventStream, LoadEvent, LoadStream, ResultStream, WorkerApi,
     WorkerError,
@@ -32,6 +47,11 @@ pub use api::{
 pub use convert::ConvertError;
 pub use engine_client::EngineClient;
 pub use engine_server::serve_engine;
+pub use public::{
+    Chat, ChatMessage, GenerateOptions, InferenceApi, InferenceCode, InferenceError,
+    InferenceEvent, InferenceEvents, InferenceLimits, InferencePrompt, InferenceRequest,
+    InferenceToken, ServedModel, StopCause, TokenizeText, Tokenized, serve_inference,
+};
 pub use worker_client::{PlanSender, WorkerClient};
 pub use worker_server::serve_worker;
 

@@ -26,7 +26,7 @@ fn cache_dir() -> Option<PathBuf> {
         .or_else(|| Some(from("HOME")?.join(".cache/oarlock")))
 }
 
-/// The interpreter that has the `openai` package; `None` (after saying so) where there is none.
+/// The interpreter that has the tests' packages; `None` (after saying so) where there is none.
 ///
 /// It is where `OARLOCK_TEST_PYTHON` says, as `cargo xtask test` sets it, else in the environment
 /// that an earlier `cargo xtask test` made. Panics instead of returning `None` under `CI=true`.

@@ -17,6 +17,9 @@ use crate::{Client, EventStream, Metrics, Response, binary};
 /// What the binary prints once its port is open.
 const LISTENING: &str = "listening on http://";
 
+/// What it prints before that, where it serves gRPC.
+const LISTENING_GRPC: &str = "listening on grpc://";
+
 /// How often a condition outside of this process is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -137,6 +140,13 @@ impl Server {
     /// Its address, for example `http://127.0.0.1:41234`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Host and port of its gRPC API. Panics where it was started without `--grpc-port`.
+    pub fn grpc_address(&self) -> String {
+        let log = self.log();
+        let mut lines = log.lines().filter_map(|line| line.split_once(LISTENING_GRPC));
+        lines.next().expect("a server with --grpc-port says where it listens").1.trim().to_owned()
     }
 
     /// A client of it.

@@ -26,7 +26,13 @@ type Scenario = (&'static str, fn(&Server));
 #[test]
 fn questions_to_one_server() {
     let Some((_turn, model)) = turn() else { return };
-    let server = Server::start(&ServerOptions::new(model).args(["--served-name", "demo"])).unwrap();
+    let server = Server::start(&ServerOptions::new(model).args([
+        "--served-name",
+        "demo",
+        "--grpc-port",
+        "0",
+    ]))
+    .unwrap();
     let scenarios: Vec<Scenario> =
         [reference::SCENARIOS, api::SCENARIOS, python::SCENARIOS].concat();
     let mut failed = Vec::new();

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use oarlock_gateway::{GatewayConfig, serve};
+use oarlock_gateway::{GatewayConfig, Listeners, serve};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -25,9 +25,10 @@ async fn start(script: Script, config: GatewayConfig) -> Running {
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let view = client.discovery.view();
-    let server = tokio::spawn(serve(listener, view, config, async move {
-        let _ = stopped.await;
-    }));
+    let server =
+        tokio::spawn(serve(Listeners { http: listener, grpc: None }, view, config, async move {
+            let _ = stopped.await;
+        }));
     Running { client, address, stop, server }
 }
 
