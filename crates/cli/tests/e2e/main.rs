@@ -7,6 +7,7 @@
 mod api;
 mod determinism;
 mod lifecycle;
+mod options;
 mod python;
 mod reference;
 mod requests;
