@@ -9,6 +9,8 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use oarlock_worker::InstructionSet;
 
+use crate::limits::RequestLimitArguments;
+
 /// Serves private language models over the OpenAI API.
 #[derive(Debug, Parser)]
 #[command(
@@ -124,6 +126,8 @@ pub(crate) struct ServeArguments {
     pub(crate) drain_seconds: u64,
     #[command(flatten)]
     pub(crate) cpu: CpuArguments,
+    #[command(flatten)]
+    pub(crate) request_limits: RequestLimitArguments,
     /// Where fetched models are kept.
     #[arg(long, env = "OARLOCK_CACHE", value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod fetch;
+mod limits;
 mod loading;
 mod serve;
 

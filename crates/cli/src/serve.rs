@@ -58,6 +58,7 @@ pub(crate) async fn serve(arguments: ServeArguments, model: PathBuf) -> anyhow::
     let (stop_gateway, gateway_stopped) = oneshot::channel::<()>();
     let config = GatewayConfig {
         drain_timeout: Duration::from_secs(arguments.drain_seconds),
+        request: arguments.request_limits.limits(),
         ..GatewayConfig::default()
     };
     let listeners = Listeners { http: listener, grpc };

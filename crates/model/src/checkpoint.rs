@@ -82,6 +82,13 @@ impl Checkpoint {
     }
 }
 
+/// What the gateway needs to know of a model whose whole file is in memory.
+pub fn inspect(bytes: &[u8]) -> Result<ModelCard, ModelError> {
+    let path = PathBuf::from("(in memory)");
+    let header = gguf::parse(bytes).map_err(|reason| ModelError::Format { path, reason })?;
+    card::read(&header)
+}
+
 /// Packs all weights of `checkpoint` into `backend` and plans a KV cache of `num_blocks` blocks.
 /// `progress` hears after each tensor.
 pub fn load<B: Backend>(

@@ -17,7 +17,7 @@ mod hash;
 mod mapping;
 mod weights;
 
-pub use checkpoint::{Checkpoint, load};
+pub use checkpoint::{Checkpoint, inspect, load};
 pub use decoder::Decoder;
 pub use error::ModelError;
 pub use hash::hash_file;

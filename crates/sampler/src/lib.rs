@@ -28,6 +28,8 @@ mod rules;
 mod sample;
 mod score;
 mod segment;
+#[cfg(test)]
+mod statistics;
 
 pub use philox::philox4x32_10;
 pub use rules::{History, RulesScratch};

@@ -7,6 +7,7 @@
 mod api;
 mod determinism;
 mod lifecycle;
+mod limits;
 mod options;
 mod python;
 mod reference;

@@ -18,11 +18,8 @@ async fn check(client: &Client, path: &str, body: &Value, param: &str, code: &st
 
 #[tokio::test]
 async fn shared_fields() {
-    let client = client(script(bytes("x")));
     let many_stops: Vec<String> = (0..17).map(|n| n.to_string()).collect();
-    let biases = (0..1025).map(|id: u32| (id.to_string(), json!(1)));
-    let many_biases = Value::Object(biases.collect());
-    for (name, value) in [
+    check_shared(vec![
         ("temperature", json!(-0.1)),
         ("temperature", json!(2.1)),
         ("temperature", json!("hot")),
@@ -52,6 +49,15 @@ async fn shared_fields() {
         ("max_tokens", json!(5_000_000_000_u64)),
         ("max_completion_tokens", json!(0)),
         ("model", json!(5)),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn rules_and_limits() {
+    let biases = (0..1025).map(|id: u32| (id.to_string(), json!(1)));
+    let many_biases = Value::Object(biases.collect());
+    check_shared(vec![
         ("n", json!(0)),
         ("n", json!(129)),
         ("n", json!("two")),
@@ -92,7 +98,14 @@ async fn shared_fields() {
         ("priority", json!(-101)),
         ("priority", json!(156)),
         ("priority", json!(1.5)),
-    ] {
+    ])
+    .await;
+}
+
+/// Values that the field of this name cannot have, in chat and in plain completions.
+async fn check_shared(cases: Vec<(&str, Value)>) {
+    let client = client(script(bytes("x")));
+    for (name, value) in cases {
         for path in ["/v1/chat/completions", "/v1/completions"] {
             let mut body = json!({"model": "org/fake", "prompt": "ab",
                 "messages": [{"role": "user", "content": "hi"}]});

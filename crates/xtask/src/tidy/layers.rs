@@ -15,7 +15,7 @@ enum Layer {
 }
 
 /// Every crate of the design, also those that do not exist yet.
-const LAYERS: [(&str, Layer); 26] = [
+const LAYERS: [(&str, Layer); 27] = [
     ("types", Layer::Words),
     ("rpc", Layer::Words),
     ("kv-cache", Layer::PureCore),
@@ -42,6 +42,7 @@ const LAYERS: [(&str, Layer); 26] = [
     ("simgpu", Layer::Edges),
     ("sim", Layer::Edges),
     ("testkit", Layer::Edges),
+    ("fuzz", Layer::Edges),
 ];
 
 /// Crates without tokio, clock, lock, file, socket, tracing or hash-map order, each with the
