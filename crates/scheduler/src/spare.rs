@@ -25,25 +25,65 @@ pub(crate) struct PlanRecord {
     pub(crate) chunks: Vec<ChunkRecord>,
 }
 
-#[derive(Debug, Default)]
+/// Memory of what is over. Each list holds as many entries as can be in use at the same time, and
+/// what a client sent is never kept, so that a burst leaves nothing behind.
+#[derive(Debug)]
 pub(crate) struct Spare {
-    token_lists: Vec<Vec<TokenId>>,
+    /// Entries of a list at most.
+    capacity: usize,
+    /// Tokens of running sequences, with room for all that they generate.
+    sequence_tokens: Vec<Vec<TokenId>>,
+    /// Tokens of [`oarlock_types::SlotStart`]s.
+    start_tokens: Vec<Vec<TokenId>>,
     block_lists: Vec<Vec<BlockId>>,
     tables: Vec<BlockTable>,
     records: Vec<PlanRecord>,
 }
 
+/// Puts `item` into `list` if that has room; drops it otherwise.
+fn keep<T>(list: &mut Vec<T>, capacity: usize, item: T) {
+    if list.len() < capacity {
+        list.push(item);
+    }
+}
+
 impl Spare {
+    /// For `max_seqs` running sequences.
+    pub(crate) fn new(max_seqs: usize) -> Self {
+        Self {
+            capacity: max_seqs,
+            sequence_tokens: Vec::with_capacity(max_seqs),
+            start_tokens: Vec::with_capacity(max_seqs),
+            block_lists: Vec::with_capacity(max_seqs),
+            tables: Vec::with_capacity(max_seqs),
+            records: Vec::new(),
+        }
+    }
+
     /// Empties a plan that was used before and keeps its memory.
     pub(crate) fn take_apart(&mut self, plan: &mut StepPlan) {
-        self.token_lists.extend(plan.start.drain(..).map(|start| start.tokens));
-        self.block_lists.extend(plan.blocks.drain(..).map(|new| new.blocks));
+        for start in plan.start.drain(..) {
+            keep(&mut self.start_tokens, self.capacity, start.tokens);
+        }
+        for new in plan.blocks.drain(..) {
+            keep(&mut self.block_lists, self.capacity, new.blocks);
+        }
         plan.clear();
     }
 
-    pub(crate) fn tokens(&mut self, content: &[TokenId]) -> Vec<TokenId> {
-        let mut list = self.token_lists.pop().unwrap_or_default();
+    /// A copy of a running sequence's tokens, for the workers.
+    pub(crate) fn start_tokens(&mut self, content: &[TokenId]) -> Vec<TokenId> {
+        let mut list = self.start_tokens.pop().unwrap_or_default();
         list.clear();
+        list.extend_from_slice(content);
+        list
+    }
+
+    /// A copy of a sequence's first tokens that can grow to `len` tokens.
+    pub(crate) fn sequence_tokens(&mut self, content: &[TokenId], len: usize) -> Vec<TokenId> {
+        let mut list = self.sequence_tokens.pop().unwrap_or_default();
+        list.clear();
+        list.reserve(len.max(content.len()));
         list.extend_from_slice(content);
         list
     }
@@ -63,10 +103,17 @@ impl Spare {
         self.records.pop().unwrap_or_default()
     }
 
-    pub(crate) fn put_sequence(&mut self, tokens: Vec<TokenId>, table: BlockTable) {
+    /// Tokens of a sequence that ran.
+    pub(crate) fn put_tokens(&mut self, tokens: Vec<TokenId>) {
+        keep(&mut self.sequence_tokens, self.capacity, tokens);
+    }
+
+    /// The table of a sequence that ended.
+    pub(crate) fn put_table(&mut self, table: BlockTable) {
         debug_assert!(table.is_empty(), "a table is released before its memory is used again");
-        self.token_lists.push(tokens);
-        self.tables.push(table);
+        if !table.is_unused() {
+            keep(&mut self.tables, self.capacity, table);
+        }
     }
 
     pub(crate) fn put_record(&mut self, mut record: PlanRecord) {

@@ -2,6 +2,7 @@
 
 mod client;
 mod harness;
+mod random;
 mod rules;
 mod trace;
 mod worker;
