@@ -9,7 +9,7 @@ use oarlock_types::{
 use crate::harness::{Harness, roomy};
 use crate::worker::{next_token, request};
 
-fn text(first: u32, len: u32) -> Vec<TokenId> {
+pub(crate) fn text(first: u32, len: u32) -> Vec<TokenId> {
     (first..first + len).map(|at| TokenId((at * at + at / 7) % 50)).collect()
 }
 
