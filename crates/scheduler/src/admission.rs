@@ -153,15 +153,15 @@ impl Scheduler {
     }
 
     /// Sees to it that a sequence has memory for all that it will generate, so that no later step
-    /// allocates, and returns its tokens for the workers.
+    /// allocates, and returns a copy of its tokens for the workers.
     fn make_growable(&mut self, at: usize) -> Vec<TokenId> {
         let sequence = &mut self.sequences[at];
-        if sequence.has_room {
-            return self.spare.start_tokens(&sequence.tokens);
+        let len = sequence.goal as usize;
+        if !sequence.has_room {
+            sequence.has_room = true;
+            sequence.tokens = self.spare.tokens(&sequence.tokens, len);
         }
-        sequence.has_room = true;
-        let growable = self.spare.sequence_tokens(&sequence.tokens, sequence.goal as usize);
-        std::mem::replace(&mut sequence.tokens, growable)
+        self.spare.tokens(&sequence.tokens, len)
     }
 
     /// Reports and counts a sequence that starts for the first time.

@@ -25,16 +25,14 @@ pub(crate) struct PlanRecord {
     pub(crate) chunks: Vec<ChunkRecord>,
 }
 
-/// Memory of what is over. Each list holds as many entries as can be in use at the same time, and
-/// what a client sent is never kept, so that a burst leaves nothing behind.
+/// Memory of what is over. Each list holds as many entries as running sequences can use, and what a
+/// client sent is never kept, so that a burst leaves nothing behind.
 #[derive(Debug)]
 pub(crate) struct Spare {
-    /// Entries of a list at most.
-    capacity: usize,
-    /// Tokens of running sequences, with room for all that they generate.
-    sequence_tokens: Vec<Vec<TokenId>>,
-    /// Tokens of [`oarlock_types::SlotStart`]s.
-    start_tokens: Vec<Vec<TokenId>>,
+    /// Sequences that run at the same time at most.
+    max_seqs: usize,
+    /// Tokens of running sequences, with room for all that they generate, and of their starts.
+    token_lists: Vec<Vec<TokenId>>,
     block_lists: Vec<Vec<BlockId>>,
     tables: Vec<BlockTable>,
     records: Vec<PlanRecord>,
@@ -51,9 +49,8 @@ impl Spare {
     /// For `max_seqs` running sequences.
     pub(crate) fn new(max_seqs: usize) -> Self {
         Self {
-            capacity: max_seqs,
-            sequence_tokens: Vec::with_capacity(max_seqs),
-            start_tokens: Vec::with_capacity(max_seqs),
+            max_seqs,
+            token_lists: Vec::with_capacity(2 * max_seqs),
             block_lists: Vec::with_capacity(max_seqs),
             tables: Vec::with_capacity(max_seqs),
             records: Vec::new(),
@@ -63,25 +60,17 @@ impl Spare {
     /// Empties a plan that was used before and keeps its memory.
     pub(crate) fn take_apart(&mut self, plan: &mut StepPlan) {
         for start in plan.start.drain(..) {
-            keep(&mut self.start_tokens, self.capacity, start.tokens);
+            self.put_tokens(start.tokens);
         }
         for new in plan.blocks.drain(..) {
-            keep(&mut self.block_lists, self.capacity, new.blocks);
+            keep(&mut self.block_lists, self.max_seqs, new.blocks);
         }
         plan.clear();
     }
 
-    /// A copy of a running sequence's tokens, for the workers.
-    pub(crate) fn start_tokens(&mut self, content: &[TokenId]) -> Vec<TokenId> {
-        let mut list = self.start_tokens.pop().unwrap_or_default();
-        list.clear();
-        list.extend_from_slice(content);
-        list
-    }
-
-    /// A copy of a sequence's first tokens that can grow to `len` tokens.
-    pub(crate) fn sequence_tokens(&mut self, content: &[TokenId], len: usize) -> Vec<TokenId> {
-        let mut list = self.sequence_tokens.pop().unwrap_or_default();
+    /// A copy of a sequence's tokens that can grow to `len` tokens.
+    pub(crate) fn tokens(&mut self, content: &[TokenId], len: usize) -> Vec<TokenId> {
+        let mut list = self.token_lists.pop().unwrap_or_default();
         list.clear();
         list.reserve(len.max(content.len()));
         list.extend_from_slice(content);
@@ -103,16 +92,16 @@ impl Spare {
         self.records.pop().unwrap_or_default()
     }
 
-    /// Tokens of a sequence that ran.
+    /// Takes back a list of [`Self::tokens`].
     pub(crate) fn put_tokens(&mut self, tokens: Vec<TokenId>) {
-        keep(&mut self.sequence_tokens, self.capacity, tokens);
+        keep(&mut self.token_lists, 2 * self.max_seqs, tokens);
     }
 
     /// The table of a sequence that ended.
     pub(crate) fn put_table(&mut self, table: BlockTable) {
         debug_assert!(table.is_empty(), "a table is released before its memory is used again");
         if !table.is_unused() {
-            keep(&mut self.tables, self.capacity, table);
+            keep(&mut self.tables, self.max_seqs, table);
         }
     }
 

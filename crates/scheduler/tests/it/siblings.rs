@@ -20,7 +20,7 @@ fn cached(harness: &Harness, id: u64) -> Option<u32> {
 #[test]
 fn the_prompt_is_computed_once() {
     for max_plans_in_flight in 1..=2 {
-        let limits = Limits { step_tokens: 40, max_plans_in_flight, ..roomy() };
+        let limits = Limits { step_tokens: 40, max_chunk_tokens: 30, max_plans_in_flight, ..roomy() };
         let mut harness = Harness::new(limits);
         for id in 1..=4 {
             harness.submit(sibling(id, 70)).unwrap();
