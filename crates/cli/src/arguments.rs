@@ -108,6 +108,10 @@ pub(crate) struct ServeArguments {
     /// Sequences that wait at most; more are answered 429.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_queued: u32,
+    /// Tokens of waiting sequences at most; more are answered 429. A sequence that finds the queue
+    /// empty is always taken.
+    #[arg(long, value_name = "N", default_value_t = 1_048_576, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) max_queued_tokens: u64,
     /// Tokens that the KV cache holds, over all sequences.
     #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(32..=4_000_000_000))]
     pub(crate) kv_cache_tokens: u32,

@@ -119,6 +119,7 @@ fn engine_options(arguments: &ServeArguments, model: PathBuf) -> anyhow::Result<
         },
         max_seqs: arguments.max_seqs,
         max_queued: arguments.max_queued,
+        max_queued_tokens: arguments.max_queued_tokens,
         kv_cache_tokens: arguments.kv_cache_tokens,
         step_tokens: arguments.step_tokens,
         chunk_tokens: arguments.chunk_tokens,

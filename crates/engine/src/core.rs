@@ -29,6 +29,9 @@ const DEATHS_UNTIL_GIVING_UP: u32 = 8;
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// How often deadlines are looked at while no step does it.
 const DEADLINE_POLL: Duration = Duration::from_millis(100);
+/// While the worker computes one plan the next one waits at its door, so that it never waits for the
+/// engine. More would only delay requests that come meanwhile.
+const MAX_PLANS_IN_FLIGHT: u32 = 2;
 /// Most likely tokens that a request may ask logprobs for.
 const MAX_TOP_LOGPROBS: u32 = 20;
 
@@ -113,7 +116,8 @@ impl Core {
             max_chunk_tokens: self.options.chunk_tokens,
             max_sequence_tokens: worker.limits.max_sequence_tokens,
             vocab_size: worker.card.vocab_size,
-            ..Limits::default()
+            max_queued_tokens: self.options.max_queued_tokens,
+            max_plans_in_flight: MAX_PLANS_IN_FLIGHT,
         };
         let running = Running::new(limits, self.epoch, worker.fingerprint.clone());
         let description = Arc::new(EngineDescription {
@@ -125,7 +129,7 @@ impl Core {
                 max_seqs: worker.limits.num_slots,
                 max_queued: self.options.max_queued,
                 max_top_logprobs: MAX_TOP_LOGPROBS,
-                max_queued_tokens: u64::MAX,
+                max_queued_tokens: self.options.max_queued_tokens,
             },
         });
         info!(
@@ -187,6 +191,8 @@ impl Core {
         self.shared.status.send_modify(|status| {
             stats.worker_restarts = status.stats.worker_restarts;
             status.stats = stats;
+            status.step_time_us = running.step_time_us;
+            status.step_tokens = running.step_tokens;
         });
     }
 

@@ -18,6 +18,8 @@ pub struct EngineOptions {
     pub max_seqs: u32,
     /// Sequences that wait at most.
     pub max_queued: u32,
+    /// Tokens of waiting sequences at most; one that finds the queue empty may have more.
+    pub max_queued_tokens: u64,
     /// Tokens of KV cache.
     pub kv_cache_tokens: u32,
     /// Tokens computed in one step at most.

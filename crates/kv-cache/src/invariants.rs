@@ -31,10 +31,16 @@ impl BlockPool {
                 assert!(!node.indexed || node.salt == table.salt, "block {block} has another salt");
             }
         }
+        let mut quarantined = vec![0; self.num_blocks()];
         for entry in &self.quarantine {
             references[entry.block.index()] += 1;
+            quarantined[entry.block.index()] += 1;
         }
         assert_eq!(references, self.references, "reference counts");
+        assert_eq!(quarantined, self.quarantined, "counts of the quarantine");
+        let counts = references.iter().zip(&quarantined);
+        let num_returning = counts.filter(|(all, held)| all == held && **held > 0).count();
+        assert_eq!(num_returning, self.num_returning(), "blocks that only the quarantine holds");
     }
 
     /// Each block is free, cached or owned.

@@ -22,6 +22,12 @@ pub(crate) struct Quarantined {
 pub struct BlockPool {
     /// Tables that hold each block, plus its entries in quarantine.
     pub(crate) references: Vec<u32>,
+    /// Of these, entries in quarantine.
+    pub(crate) quarantined: Vec<u32>,
+    /// Blocks that only the quarantine holds.
+    num_returning: usize,
+    /// Scratch of [`BlockPool::releases_needed`], all 0 between calls.
+    trial: Vec<u32>,
     /// Blocks that hold nothing; the last one is given out next.
     pub(crate) free: Vec<BlockId>,
     pub(crate) cached: LruList,
@@ -39,6 +45,9 @@ impl BlockPool {
         let len = num_blocks as usize;
         let mut pool = Self {
             references: vec![0; len],
+            quarantined: vec![0; len],
+            num_returning: 0,
+            trial: vec![0; len],
             free: Vec::with_capacity(len),
             cached: LruList::new(len),
             index: PrefixIndex::new(len),
@@ -70,9 +79,38 @@ impl BlockPool {
         self.cached.len()
     }
 
-    /// Whether released blocks wait for a plan in flight to commit.
-    pub fn has_quarantined(&self) -> bool {
-        !self.quarantine.is_empty()
+    /// Released blocks that will be available once the plans in flight have committed.
+    pub fn num_returning(&self) -> usize {
+        self.num_returning
+    }
+
+    /// How many of `tables`, in their order and `at_least` that many, have to be released until `n`
+    /// blocks are available, at once or when the plans in flight have committed. `None`: all of them
+    /// do not suffice.
+    pub fn releases_needed<'a>(
+        &mut self,
+        tables: impl Iterator<Item = &'a BlockTable> + Clone,
+        at_least: usize,
+        n: usize,
+    ) -> Option<usize> {
+        let mut sum = self.num_available() + self.num_returning;
+        let mut count = 0;
+        for table in tables.clone() {
+            if count >= at_least && sum >= n {
+                break;
+            }
+            self.assert_own(table);
+            for &block in table.blocks() {
+                let at = block.index();
+                self.trial[at] += 1;
+                sum += usize::from(self.trial[at] + self.quarantined[at] == self.references[at]);
+            }
+            count += 1;
+        }
+        for block in tables.take(count).flat_map(BlockTable::blocks) {
+            self.trial[block.index()] = 0;
+        }
+        (count >= at_least && sum >= n).then_some(count)
     }
 
     /// Number of blocks, `max_blocks` at most, that hold the beginning of `tokens`.
@@ -107,8 +145,11 @@ impl BlockPool {
         let mut parent = None;
         for chunk in tokens.chunks_exact(BLOCK_TOKENS).take(max_blocks) {
             let Some(block) = self.index.find(parent, salt, chunk) else { break };
-            if self.references[block.index()] == 0 {
+            let references = self.references[block.index()];
+            if references == 0 {
                 self.cached.remove(block);
+            } else if references == self.quarantined[block.index()] {
+                self.num_returning -= 1;
             }
             self.references[block.index()] += 1;
             table.blocks.push(block);
@@ -177,6 +218,8 @@ impl BlockPool {
                 let block = table.blocks[at];
                 if last_step > self.committed {
                     self.quarantine.push(Quarantined { until: last_step, block });
+                    self.quarantined[block.index()] += 1;
+                    self.note_returning(block);
                 } else {
                     self.unreference(block);
                 }
@@ -195,6 +238,11 @@ impl BlockPool {
         quarantine.retain(|entry| {
             let over = entry.until <= self.committed;
             if over {
+                let at = entry.block.index();
+                let returns = self.references[at] == self.quarantined[at];
+                self.num_returning -= usize::from(returns);
+                self.quarantined[at] -= 1;
+                // Counts it again if another entry still holds it.
                 self.unreference(entry.block);
             }
             !over
@@ -205,12 +253,21 @@ impl BlockPool {
     /// Forgets all contents, tables and steps: the memory behind the blocks is gone.
     pub fn reset(&mut self) {
         self.references.fill(0);
+        self.quarantined.fill(0);
+        self.num_returning = 0;
         self.cached.clear();
         self.index.clear();
         self.quarantine.clear();
         self.committed = StepId(0);
         self.life += 1;
         self.fill_free();
+    }
+
+    /// Counts a block as returning if only the quarantine holds it any more.
+    fn note_returning(&mut self, block: BlockId) {
+        let quarantined = self.quarantined[block.index()];
+        let returns = quarantined > 0 && quarantined == self.references[block.index()];
+        self.num_returning += usize::from(returns);
     }
 
     fn unreference(&mut self, block: BlockId) {
@@ -222,6 +279,8 @@ impl BlockPool {
             } else {
                 self.free.push(block);
             }
+        } else {
+            self.note_returning(block);
         }
     }
 

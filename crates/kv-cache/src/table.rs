@@ -39,6 +39,16 @@ impl BlockTable {
         self.blocks.is_empty()
     }
 
+    /// Whether it holds neither blocks nor memory for any.
+    pub fn is_unused(&self) -> bool {
+        self.blocks.capacity() == 0
+    }
+
+    /// Makes room for `num_blocks` blocks in all, so that none of them allocates later.
+    pub fn reserve(&mut self, num_blocks: usize) {
+        self.blocks.reserve(num_blocks.saturating_sub(self.blocks.len()));
+    }
+
     /// Forgets everything but keeps the memory.
     pub(crate) fn clear(&mut self) {
         self.blocks.clear();

@@ -48,10 +48,11 @@ impl Scheduler {
     ///
     /// # Panics
     /// If [`Scheduler::check_result`] gives an error.
-    pub fn commit(&mut self, result: &StepResult, _now: Tick, events: &mut Vec<Event>) {
+    pub fn commit(&mut self, result: &StepResult, now: Tick, events: &mut Vec<Event>) {
         if let Err(error) = self.check_result(result) {
             panic!("{error}");
         }
+        self.drain.advance(now, !self.waiting.is_empty());
         let Some(record) = self.in_flight.pop_front() else { return };
         for (chunk, entry) in record.chunks.iter().zip(&result.slots) {
             self.commit_chunk(chunk, entry, events);
@@ -103,6 +104,9 @@ impl Scheduler {
         };
         let sequence = &mut self.sequences[at];
         sequence.tokens.push(sampled.token);
+        if sequence.slot().is_none() {
+            self.waiting.note_token();
+        }
         self.counters.generation_tokens += 1;
         let kind = EventKind::Token(sampled.clone());
         events.push(Event { request: sequence.request.id, kind });

@@ -1,7 +1,10 @@
 //! What is always true of a scheduler; used by property tests.
 
-use oarlock_types::{BLOCK_TOKENS, SlotId};
+use std::collections::BTreeSet;
 
+use oarlock_types::{BLOCK_TOKENS, BlockId, SlotId, StepPlan};
+
+use crate::planner::blocks_for;
 use crate::scheduler::Scheduler;
 use crate::sequence::{Place, Sequence};
 
@@ -19,17 +22,54 @@ impl Scheduler {
         }
     }
 
-    /// Both queues are sorted and hold each sequence where it says it is.
-    fn check_queues(&self) {
-        for queue in [&self.waiting, &self.running] {
-            assert!(queue.iter().is_sorted_by_key(|entry| entry.0), "a queue is out of order");
+    /// Checks what is true right after [`Scheduler::plan`] has made `plan`, other than
+    /// [`Scheduler::check_invariants`].
+    ///
+    /// # Panics
+    /// If something is not true.
+    pub fn check_plan(&self, plan: &StepPlan) {
+        assert!(plan.num_tokens() <= self.limits.step_tokens as usize, "over the budget");
+        if plan.is_empty() && self.in_flight.is_empty() {
+            assert!(self.sequences.is_empty(), "sequences live, and nothing will ever happen");
         }
+        if !plan.is_empty() && plan.num_tokens() < self.limits.step_tokens as usize {
+            self.check_classes();
+        }
+    }
+
+    /// No sequence runs while one of a higher class waits that could run in its place, unless that
+    /// one's blocks, or a token of it, are still on their way.
+    fn check_classes(&self) {
+        let Some((last, _)) = self.running.last() else { return };
+        let candidate = self.waiting.candidate(&self.sequences, &self.groups, Some(last.priority));
+        let Some(candidate) = candidate else { return };
+        let sequence = &self.sequences[candidate.sequence];
+        if sequence.num_in_flight > 0 || self.pool.num_returning() > 0 {
+            return;
+        }
+        let class = sequence.order.priority;
+        let above = || self.running.iter().filter(|(order, _)| order.priority <= class);
+        let tables = above().map(|(_, at)| &self.sequences[at].table);
+        let held: BTreeSet<BlockId> = tables.flat_map(|table| table.blocks()).copied().collect();
+        // As if nothing were cached, so that this does not depend on what the sequence would hit.
+        let needed = blocks_for(sequence.num_tokens() + 1).min(self.pool.num_blocks());
+        let fits = above().count() < self.limits.max_seqs as usize
+            && held.len() + needed <= self.pool.num_blocks();
+        assert!(!fits, "a lower class runs while a sequence that could run waits");
+    }
+
+    /// The queues hold each sequence where it says it is.
+    fn check_queues(&self) {
+        self.waiting.check_invariants(&self.sequences);
+        self.groups.check_invariants(&self.sequences);
+        assert!(
+            self.running.iter().is_sorted_by_key(|entry| entry.0),
+            "running sequences are out of order"
+        );
         assert!(self.running.len() <= self.limits.max_seqs as usize, "more sequences than slots");
         let num_sequences = self.sequences.iter().count();
         assert_eq!(self.waiting.len() + self.running.len(), num_sequences, "each waits or runs");
-        for (order, at) in self.waiting.iter() {
-            let sequence = &self.sequences[at];
-            assert_eq!((sequence.order, sequence.place), (order, Place::Waiting));
+        for (_, sequence) in self.sequences.iter().filter(|(_, s)| s.slot().is_none()) {
             assert!(sequence.table.is_empty(), "a waiting sequence holds blocks");
         }
         for (order, at) in self.running.iter() {
@@ -41,10 +81,7 @@ impl Scheduler {
 
     /// Each slot is free, to be released, or of one running sequence.
     fn check_slots(&self) {
-        let running = self.sequences.iter().filter_map(|(_, sequence)| match sequence.place {
-            Place::Running(slot) => Some(slot),
-            Place::Waiting => None,
-        });
+        let running = self.sequences.iter().filter_map(|(_, sequence)| sequence.slot());
         let mut slots: Vec<SlotId> =
             self.free_slots.iter().chain(&self.released_slots).copied().chain(running).collect();
         slots.sort_unstable();

@@ -11,6 +11,9 @@ pub struct Limits {
     pub max_seqs: u32,
     /// Requests that wait at most.
     pub max_queued: u32,
+    /// Tokens of waiting requests at most. A request beyond is still taken if none waits, so that
+    /// every request that fits the cache can be served.
+    pub max_queued_tokens: u64,
     /// Tokens computed in one step at most. Below `max_seqs`, sequences late in the order can get no
     /// token in a step.
     pub step_tokens: u32,
@@ -26,12 +29,13 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// One plan in flight; all resources are 0 and have to be set.
+    /// One plan in flight, no limit on the tokens that wait; all resources are 0 and have to be set.
     fn default() -> Self {
         Self {
             num_blocks: 0,
             max_seqs: 0,
             max_queued: 0,
+            max_queued_tokens: u64::MAX,
             step_tokens: 0,
             max_chunk_tokens: 0,
             max_sequence_tokens: 0,

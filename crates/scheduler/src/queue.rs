@@ -1,4 +1,4 @@
-//! Sequences in order of class and arrival.
+//! Running sequences in order of class and arrival.
 
 use std::collections::VecDeque;
 
@@ -11,7 +11,7 @@ pub(crate) struct Order {
     pub(crate) arrival: u64,
 }
 
-/// Indices of sequences, sorted. A preempted one comes back to its old place by its arrival.
+/// Indices of sequences, sorted: who gets tokens and blocks first, and, from the end, who loses them.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     entries: VecDeque<(Order, usize)>,
@@ -30,12 +30,13 @@ impl Queue {
         self.entries[at].1
     }
 
-    pub(crate) fn first(&self) -> Option<usize> {
-        self.entries.front().map(|entry| entry.1)
+    /// The class of the entry at a place, if there is one.
+    pub(crate) fn class(&self, at: usize) -> Option<Priority> {
+        self.entries.get(at).map(|entry| entry.0.priority)
     }
 
-    pub(crate) fn last(&self) -> Option<usize> {
-        self.entries.back().map(|entry| entry.1)
+    pub(crate) fn last(&self) -> Option<(Order, usize)> {
+        self.entries.back().copied()
     }
 
     pub(crate) fn insert(&mut self, order: Order, sequence: usize) {
@@ -55,7 +56,9 @@ impl Queue {
         self.entries.clear();
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Order, usize)> + '_ {
+    pub(crate) fn iter(
+        &self,
+    ) -> impl DoubleEndedIterator<Item = (Order, usize)> + Clone + '_ {
         self.entries.iter().copied()
     }
 
@@ -86,6 +89,7 @@ mod tests {
         assert_eq!(queue.iter().map(|entry| entry.1).collect::<Vec<_>>(), [2, 1, 4, 0, 3]);
         queue.remove(order(1, 3));
         queue.remove(order(0, 9));
-        assert_eq!((queue.first(), queue.last(), queue.len()), (Some(1), Some(3), 3));
+        assert_eq!((queue.get(0), queue.last(), queue.len()), (1, Some((order(1, 7), 3)), 3));
+        assert_eq!([0, 3].map(|at| queue.class(at)), [Some(Priority(1)), None]);
     }
 }

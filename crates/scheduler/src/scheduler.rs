@@ -8,10 +8,13 @@ use oarlock_types::{
     StepId, Tick,
 };
 
+use crate::drain::DrainRate;
+use crate::groups::Groups;
 use crate::limits::Limits;
 use crate::queue::{Order, Queue};
-use crate::sequence::{Place, Sequence, Sequences};
+use crate::sequence::{Sequence, Sequences};
 use crate::spare::{PlanRecord, Spare};
+use crate::waiting::Waiting;
 
 /// Decides which tokens run next. The crate's documentation says how.
 #[derive(Debug)]
@@ -23,13 +26,15 @@ pub struct Scheduler {
     pub(crate) pool: BlockPool,
     pub(crate) sequences: Sequences,
     ids: BTreeMap<RequestId, usize>,
-    pub(crate) waiting: Queue,
+    pub(crate) waiting: Waiting,
+    pub(crate) groups: Groups,
     pub(crate) running: Queue,
     pub(crate) free_slots: Vec<SlotId>,
     /// Slots of sequences that are gone, of which the workers have not been told.
     pub(crate) released_slots: Vec<SlotId>,
     pub(crate) in_flight: VecDeque<PlanRecord>,
     pub(crate) spare: Spare,
+    pub(crate) drain: DrainRate,
     num_arrivals: u64,
     /// No deadline is before this.
     next_deadline: Option<Tick>,
@@ -52,12 +57,14 @@ impl Scheduler {
             pool: BlockPool::new(limits.num_blocks),
             sequences: Sequences::default(),
             ids: BTreeMap::new(),
-            waiting: Queue::with_capacity(limits.max_queued as usize + max_seqs),
+            waiting: Waiting::new(),
+            groups: Groups::default(),
             running: Queue::with_capacity(max_seqs),
             free_slots: Vec::with_capacity(max_seqs),
             released_slots: Vec::with_capacity(max_seqs),
             in_flight: VecDeque::with_capacity(limits.max_plans_in_flight as usize),
-            spare: Spare::default(),
+            spare: Spare::new(max_seqs),
+            drain: DrainRate::default(),
             num_arrivals: 0,
             next_deadline: None,
             counters: EngineStats::default(),
@@ -72,44 +79,36 @@ impl Scheduler {
     /// wanted) exceeds [`Scheduler::max_sequence_tokens`]; if only `max_tokens` would, it will
     /// finish with [`FinishReason::Length`] there.
     ///
+    /// It is refused for a full queue if [`Limits::max_queued`] or [`Limits::max_queued_tokens`] would
+    /// be exceeded; the answer says when there should be room, by `excess / rate`, where the rate is
+    /// an exponentially weighted mean of what left the queue in each second (see `drain.rs`).
+    ///
     /// # Panics
     /// If `num_prompt` exceeds the number of tokens.
-    pub fn submit(&mut self, request: Request, _now: Tick) -> Result<(), Rejected> {
-        let checked = self.check(&request);
-        if checked.is_err() {
+    pub fn submit(&mut self, request: Request, now: Tick) -> Result<(), Rejected> {
+        self.drain.advance(now, !self.waiting.is_empty());
+        let checked = self.check(&request).and_then(|()| self.check_room(&request));
+        if let Err(reason) = checked {
+            let is_full =
+                matches!(reason, Rejected::QueueFull { .. } | Rejected::QueueTokensFull { .. });
             self.counters.rejected += 1;
+            self.counters.rejected_queue_full += u64::from(is_full);
             return checked;
         }
         let order = Order { priority: request.priority, arrival: self.num_arrivals };
         self.num_arrivals += 1;
-        let goal = request.num_prompt.saturating_add(request.stop.max_tokens);
         if let Some(deadline) = request.deadline {
             self.next_deadline =
                 Some(self.next_deadline.map_or(deadline, |next| next.min(deadline)));
         }
+        let goal = request.num_prompt.saturating_add(request.stop.max_tokens);
+        let goal = goal.min(self.max_sequence_tokens());
         let id = request.id;
-        let sequence = Sequence {
-            tokens: self.spare.tokens(&request.tokens),
-            request: Request { tokens: Vec::new(), ..request },
-            table: self.spare.table(),
-            order,
-            place: Place::Waiting,
-            goal: goal.min(self.max_sequence_tokens()),
-            planned: 0,
-            computed: 0,
-            num_announced: 0,
-            num_in_flight: 0,
-            num_sampling: 0,
-            last_step: StepId(0),
-            attempt: 0,
-            num_scored: 0,
-            num_scores_planned: 0,
-            num_prompt_counted: 0,
-            cached_tokens: None,
-        };
-        let at = self.sequences.insert(sequence);
+        let tenant = self.waiting.enter(request.priority, request.tenant);
+        let at = self.sequences.insert(Sequence::new(request, order, tenant, goal));
         self.ids.insert(id, at);
-        self.waiting.insert(order, at);
+        self.waiting.push(&mut self.sequences, at);
+        self.groups.join(&mut self.sequences, at);
         Ok(())
     }
 
@@ -132,11 +131,22 @@ impl Scheduler {
         {
             return Err(Rejected::UnknownToken { token });
         }
-        if self.waiting.len() >= self.limits.max_queued as usize {
-            return Err(Rejected::QueueFull {
-                limit: self.limits.max_queued,
-                retry_after_ms: 1000,
-            });
+        Ok(())
+    }
+
+    /// Whether the queue has room for a request.
+    fn check_room(&self, request: &Request) -> Result<(), Rejected> {
+        let limit = self.limits.max_queued;
+        let num_waiting = self.waiting.len() as u64;
+        if num_waiting >= u64::from(limit) {
+            let retry_after_ms = self.drain.until_requests(num_waiting + 1 - u64::from(limit));
+            return Err(Rejected::QueueFull { limit, retry_after_ms });
+        }
+        let limit = self.limits.max_queued_tokens;
+        let num_tokens = self.waiting.num_tokens().saturating_add(request.tokens.len() as u64);
+        if num_tokens > limit && num_waiting > 0 {
+            let retry_after_ms = self.drain.until_tokens(num_tokens - limit);
+            return Err(Rejected::QueueTokensFull { limit, retry_after_ms });
         }
         Ok(())
     }
@@ -150,17 +160,14 @@ impl Scheduler {
 
     /// The group of workers is gone, and with it all slots, the cache and the plans in flight: what
     /// ran waits again, with all its tokens, in its old order. Steps count from 1 again.
-    pub fn reset(&mut self, epoch: Epoch, _now: Tick) {
+    pub fn reset(&mut self, epoch: Epoch, now: Tick) {
+        self.drain.advance(now, !self.waiting.is_empty());
         self.epoch = epoch;
         self.step = StepId(0);
         self.pool.reset();
         while let Some(record) = self.in_flight.pop_front() {
             self.spare.put_record(record);
         }
-        for (order, at) in self.running.iter() {
-            self.waiting.insert(order, at);
-        }
-        self.running.clear();
         for sequence in self.sequences.iter_mut() {
             sequence.lose_progress();
             sequence.num_in_flight = 0;
@@ -168,6 +175,11 @@ impl Scheduler {
             sequence.last_step = StepId(0);
             self.pool.release(&mut sequence.table, StepId(0));
         }
+        // From the last on, so that each goes to the front of its tenant's list.
+        for (_, at) in self.running.iter().rev() {
+            self.waiting.push_back(&mut self.sequences, at);
+        }
+        self.running.clear();
         self.free_all_slots();
     }
 
@@ -179,14 +191,19 @@ impl Scheduler {
 
     /// Ends a sequence and gives its slot and blocks back.
     pub(crate) fn finish(&mut self, at: usize, reason: FinishReason, events: &mut Vec<Event>) {
-        let mut sequence = self.sequences.remove(at);
-        self.ids.remove(&sequence.request.id);
-        match sequence.place {
-            Place::Waiting => self.waiting.remove(sequence.order),
-            Place::Running(slot) => {
-                self.running.remove(sequence.order);
+        match self.sequences[at].slot() {
+            None => self.waiting.remove(&mut self.sequences, at),
+            Some(slot) => {
+                self.running.remove(self.sequences[at].order);
                 self.released_slots.push(slot);
             }
+        }
+        self.groups.leave(&mut self.sequences, at);
+        let mut sequence = self.sequences.remove(at);
+        self.waiting.tenants.leave(sequence.tenant);
+        self.ids.remove(&sequence.request.id);
+        if sequence.cached_tokens.is_none() {
+            self.drain.note(sequence.num_tokens());
         }
         self.pool.release(&mut sequence.table, sequence.last_step);
         match reason {
@@ -201,12 +218,16 @@ impl Scheduler {
         }
         let kind = EventKind::Finished { reason, usage: sequence.usage() };
         events.push(Event { request: sequence.request.id, kind });
-        self.spare.put_sequence(sequence.tokens, sequence.table);
+        if sequence.has_room {
+            self.spare.put_tokens(sequence.tokens);
+        }
+        self.spare.put_table(sequence.table);
     }
 
     /// Ends sequences whose deadline has come; [`Self::plan`] does it too. For callers that cannot plan
     /// for a while.
     pub fn expire(&mut self, now: Tick, events: &mut Vec<Event>) {
+        self.drain.advance(now, !self.waiting.is_empty());
         if self.next_deadline.is_none_or(|next| now < next) {
             return;
         }
@@ -246,6 +267,7 @@ impl Scheduler {
         EngineStats {
             num_running: self.running.len() as u32,
             num_waiting: self.waiting.len() as u32,
+            waiting_tokens: self.waiting.num_tokens(),
             blocks_total: self.limits.num_blocks,
             blocks_in_use: (self.pool.num_blocks() - self.pool.num_available()) as u32,
             blocks_cached: self.pool.num_cached() as u32,

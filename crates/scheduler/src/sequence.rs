@@ -22,6 +22,16 @@ pub(crate) struct Sequence {
     pub(crate) table: BlockTable,
     pub(crate) order: Order,
     pub(crate) place: Place,
+    /// Index of its tenant.
+    pub(crate) tenant: usize,
+    /// Neighbours in the list of its tenant's waiting sequences.
+    pub(crate) previous_waiting: Option<usize>,
+    pub(crate) next_waiting: Option<usize>,
+    /// Index of its group, if it is a member of one.
+    pub(crate) group: Option<usize>,
+    /// Neighbours in the list of its group.
+    pub(crate) previous_sibling: Option<usize>,
+    pub(crate) next_sibling: Option<usize>,
     /// Known and sampled tokens at which the sequence is complete.
     pub(crate) goal: u32,
     /// Tokens in the KV cache once all plans in flight have committed.
@@ -36,6 +46,12 @@ pub(crate) struct Sequence {
     pub(crate) num_sampling: u32,
     /// The last plan that names this sequence's blocks.
     pub(crate) last_step: StepId,
+    /// How often it lost its slot to others.
+    pub(crate) num_preemptions: u32,
+    /// Positions counted for its tenant.
+    pub(crate) num_charged: u32,
+    /// Whether `tokens` and `table` have memory for all that is to come.
+    pub(crate) has_room: bool,
     /// Counts how often it lost its slot: results of an earlier attempt give tokens, no progress.
     pub(crate) attempt: u32,
     /// Prompt positions whose scores were reported.
@@ -49,6 +65,51 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
+    /// A request that waits; `goal` is where it is complete.
+    pub(crate) fn new(mut request: Request, order: Order, tenant: usize, goal: u32) -> Self {
+        Self {
+            tokens: std::mem::take(&mut request.tokens),
+            request,
+            table: BlockTable::default(),
+            order,
+            place: Place::Waiting,
+            tenant,
+            previous_waiting: None,
+            next_waiting: None,
+            group: None,
+            previous_sibling: None,
+            next_sibling: None,
+            goal,
+            planned: 0,
+            computed: 0,
+            num_announced: 0,
+            num_in_flight: 0,
+            num_sampling: 0,
+            last_step: StepId(0),
+            num_preemptions: 0,
+            num_charged: 0,
+            has_room: false,
+            attempt: 0,
+            num_scored: 0,
+            num_scores_planned: 0,
+            num_prompt_counted: 0,
+            cached_tokens: None,
+        }
+    }
+
+    /// The slot that it runs in.
+    pub(crate) fn slot(&self) -> Option<SlotId> {
+        match self.place {
+            Place::Waiting => None,
+            Place::Running(slot) => Some(slot),
+        }
+    }
+
+    /// The tokens of its prompt.
+    pub(crate) fn prompt(&self) -> &[TokenId] {
+        &self.tokens[..self.request.num_prompt as usize]
+    }
+
     /// Tokens known.
     pub(crate) fn num_tokens(&self) -> u32 {
         self.tokens.len() as u32
@@ -96,7 +157,7 @@ impl Sequence {
             prompt_tokens: self.request.num_prompt,
             cached_tokens: self.cached_tokens.unwrap_or(0),
             completion_tokens: self.num_tokens() - self.request.num_prompt,
-            preemptions: 0,
+            preemptions: self.num_preemptions,
         }
     }
 

@@ -25,25 +25,54 @@ pub(crate) struct PlanRecord {
     pub(crate) chunks: Vec<ChunkRecord>,
 }
 
-#[derive(Debug, Default)]
+/// Memory of what is over. Each list holds as many entries as running sequences can use, and what a
+/// client sent is never kept, so that a burst leaves nothing behind.
+#[derive(Debug)]
 pub(crate) struct Spare {
+    /// Sequences that run at the same time at most.
+    max_seqs: usize,
+    /// Tokens of running sequences, with room for all that they generate, and of their starts.
     token_lists: Vec<Vec<TokenId>>,
     block_lists: Vec<Vec<BlockId>>,
     tables: Vec<BlockTable>,
     records: Vec<PlanRecord>,
 }
 
+/// Puts `item` into `list` if that has room; drops it otherwise.
+fn keep<T>(list: &mut Vec<T>, capacity: usize, item: T) {
+    if list.len() < capacity {
+        list.push(item);
+    }
+}
+
 impl Spare {
+    /// For `max_seqs` running sequences.
+    pub(crate) fn new(max_seqs: usize) -> Self {
+        Self {
+            max_seqs,
+            token_lists: Vec::with_capacity(2 * max_seqs),
+            block_lists: Vec::with_capacity(max_seqs),
+            tables: Vec::with_capacity(max_seqs),
+            records: Vec::new(),
+        }
+    }
+
     /// Empties a plan that was used before and keeps its memory.
     pub(crate) fn take_apart(&mut self, plan: &mut StepPlan) {
-        self.token_lists.extend(plan.start.drain(..).map(|start| start.tokens));
-        self.block_lists.extend(plan.blocks.drain(..).map(|new| new.blocks));
+        for start in plan.start.drain(..) {
+            self.put_tokens(start.tokens);
+        }
+        for new in plan.blocks.drain(..) {
+            keep(&mut self.block_lists, self.max_seqs, new.blocks);
+        }
         plan.clear();
     }
 
-    pub(crate) fn tokens(&mut self, content: &[TokenId]) -> Vec<TokenId> {
+    /// A copy of a sequence's tokens that can grow to `len` tokens.
+    pub(crate) fn tokens(&mut self, content: &[TokenId], len: usize) -> Vec<TokenId> {
         let mut list = self.token_lists.pop().unwrap_or_default();
         list.clear();
+        list.reserve(len.max(content.len()));
         list.extend_from_slice(content);
         list
     }
@@ -63,10 +92,17 @@ impl Spare {
         self.records.pop().unwrap_or_default()
     }
 
-    pub(crate) fn put_sequence(&mut self, tokens: Vec<TokenId>, table: BlockTable) {
+    /// Takes back a list of [`Self::tokens`].
+    pub(crate) fn put_tokens(&mut self, tokens: Vec<TokenId>) {
+        keep(&mut self.token_lists, 2 * self.max_seqs, tokens);
+    }
+
+    /// The table of a sequence that ended.
+    pub(crate) fn put_table(&mut self, table: BlockTable) {
         debug_assert!(table.is_empty(), "a table is released before its memory is used again");
-        self.token_lists.push(tokens);
-        self.tables.push(table);
+        if !table.is_unused() {
+            keep(&mut self.tables, self.max_seqs, table);
+        }
     }
 
     pub(crate) fn put_record(&mut self, mut record: PlanRecord) {

@@ -1,8 +1,9 @@
-//! Automation of this repository: `cargo xtask serve`, `test`, `lint`, `tidy`.
+//! Automation of this repository: `cargo xtask serve`, `test`, `lint`, `soak`, `tidy`.
 
 mod lint;
 mod python;
 mod serve;
+mod soak;
 mod step;
 mod test;
 mod tidy;
@@ -44,6 +45,18 @@ enum Command {
     },
     /// Check format, clippy (warnings denied), tidy, and the documentation.
     Lint,
+    /// Run random operation traces through the scheduler, with every invariant checked after each.
+    ///
+    /// A failure prints the seed, the position in the trace and the smallest trace found that fails,
+    /// too; that trace belongs into the tests under a name.
+    Soak {
+        /// How many operations.
+        #[arg(long, value_name = "N", default_value_t = 10_000_000)]
+        operations: u64,
+        /// Seed of the first trace; the ones after it count up.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
+    },
     /// Check what no other tool checks: crate layers, purity, file sizes, docs, licences.
     Tidy,
 }
@@ -54,6 +67,7 @@ fn main() -> ExitCode {
         Command::Serve { args } => serve::run(&workspace, &args),
         Command::Test { only } => test::run(&workspace, &only),
         Command::Lint => lint::run(&workspace),
+        Command::Soak { operations, seed } => soak::run(&workspace, operations, seed),
         Command::Tidy => tidy::run(&workspace),
     });
     match result {

@@ -22,6 +22,8 @@ pub(crate) struct Watch {
 #[derive(Default)]
 pub(crate) struct Clients {
     pub(crate) watches: BTreeMap<RequestId, Watch>,
+    /// Preemptions of those that are over, as their owners were told.
+    pub(crate) num_preemptions: u64,
 }
 
 /// Runs the fake model alone.
@@ -57,6 +59,9 @@ impl Clients {
     /// Checks and forgets the events.
     pub(crate) fn take(&mut self, events: &mut Vec<Event>) {
         for event in events.drain(..) {
+            if let EventKind::Finished { usage, .. } = &event.kind {
+                self.num_preemptions += u64::from(usage.preemptions);
+            }
             let watch = self.watches.get_mut(&event.request).expect("an event of a known request");
             watch.take(event.kind);
         }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use oarlock_scheduler::{Limits, Scheduler};
 use oarlock_types::{
-    Chunk, Epoch, Event, Rejected, Request, RequestId, StepPlan, StepResult, Tick,
+    Chunk, Epoch, Event, EventKind, Rejected, Request, RequestId, StepPlan, StepResult, Tick,
 };
 
 use crate::client::Clients;
@@ -23,6 +23,8 @@ pub(crate) struct Harness {
     events: Vec<Event>,
     /// Every plan so far.
     pub(crate) plans: Vec<StepPlan>,
+    /// Commits since something was last generated, ended or changed from outside.
+    num_quiet: u32,
 }
 
 /// Room for everything: 64 blocks, 8 slots, 512 tokens a step.
@@ -51,10 +53,14 @@ impl Harness {
             plan: StepPlan::default(),
             events: Vec::new(),
             plans: Vec::new(),
+            num_quiet: 0,
         }
     }
 
-    pub(crate) fn submit(&mut self, request: Request) -> Result<(), Rejected> {
+    /// Submits a request. Its sampling's `choice` becomes its id, so that plans tell whose they are.
+    pub(crate) fn submit(&mut self, mut request: Request) -> Result<(), Rejected> {
+        request.sampling.choice = request.id.0 as u32;
+        self.num_quiet = 0;
         let outcome = self.scheduler.submit(request.clone(), self.now);
         if outcome.is_ok() {
             self.clients.add(request, &self.scheduler);
@@ -64,6 +70,7 @@ impl Harness {
     }
 
     pub(crate) fn cancel(&mut self, id: RequestId) {
+        self.num_quiet = 0;
         self.scheduler.cancel(id, &mut self.events);
         self.settle();
     }
@@ -76,6 +83,7 @@ impl Harness {
     /// The same; the chunks that `fails` picks fail.
     pub(crate) fn plan_failing(&mut self, fails: impl Fn(&Chunk) -> bool) -> Option<&StepPlan> {
         self.scheduler.plan(self.now, &mut self.plan, &mut self.events);
+        self.scheduler.check_plan(&self.plan);
         let planned = !self.plan.is_empty();
         if planned {
             let result = self.worker.execute(&self.plan, fails);
@@ -91,8 +99,27 @@ impl Harness {
         let Some(result) = self.results.pop_front() else { return false };
         self.scheduler.commit(&result, self.now, &mut self.events);
         self.worker.committed();
+        self.check_progress();
         self.settle();
         true
+    }
+
+    /// The first in the order always gets on: it computes at least a token with every plan, unless it
+    /// waits for blocks, and generates one when all are computed. Another one can take its place as
+    /// first only if that arrived earlier, which each of those that live does once at most.
+    fn check_progress(&mut self) {
+        let progress = |kind: &EventKind| {
+            matches!(kind, EventKind::Token(_) | EventKind::Finished { .. })
+        };
+        if self.events.iter().any(|event| progress(&event.kind)) {
+            self.num_quiet = 0;
+            return;
+        }
+        self.num_quiet += 1;
+        let stats = self.scheduler.stats();
+        let num_live = stats.num_running + stats.num_waiting;
+        let bound = (num_live + 1) * (3 * self.scheduler.max_sequence_tokens() + 64);
+        assert!(self.num_quiet <= bound, "nothing gets on");
     }
 
     pub(crate) fn step(&mut self) {
@@ -103,6 +130,7 @@ impl Harness {
     /// The group dies and another takes its place.
     pub(crate) fn reset(&mut self) {
         self.epoch.0 += 1;
+        self.num_quiet = 0;
         self.scheduler.reset(self.epoch, self.now);
         self.worker = Worker::new(self.limits, self.epoch);
         self.results.clear();
@@ -119,7 +147,11 @@ impl Harness {
             assert!(rounds < 20_000, "no progress");
         }
         assert_eq!(self.clients.unfinished().count(), 0, "requests without an end");
-        assert_eq!(self.scheduler.stats().blocks_in_use, 0, "blocks were lost");
+        let stats = self.scheduler.stats();
+        assert_eq!(stats.blocks_in_use, 0, "blocks were lost");
+        let load = (stats.num_running, stats.num_waiting, stats.waiting_tokens);
+        assert_eq!(load, (0, 0, 0), "a queue is not empty");
+        assert_eq!(stats.preemptions, self.clients.num_preemptions, "preemptions that users see");
     }
 
     fn settle(&mut self) {

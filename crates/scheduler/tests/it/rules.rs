@@ -9,7 +9,7 @@ use oarlock_types::{
 use crate::harness::{Harness, roomy};
 use crate::worker::{next_token, request};
 
-fn text(first: u32, len: u32) -> Vec<TokenId> {
+pub(crate) fn text(first: u32, len: u32) -> Vec<TokenId> {
     (first..first + len).map(|at| TokenId((at * at + at / 7) % 50)).collect()
 }
 
@@ -69,7 +69,7 @@ fn a_long_prompt_early_in_the_order_leaves_a_token_for_each_behind() {
     let mut urgent = request(2, 0, text(5, 50), 30);
     urgent.priority = Priority(1);
     harness.submit(urgent).unwrap();
-    assert_eq!(next_chunks(&mut harness), [(0, 10, 1, true), (1, 0, 19, false)]);
+    assert_eq!(next_chunks(&mut harness), [(1, 0, 19, false), (0, 10, 1, true)]);
     harness.commit();
     assert_eq!(next_chunks(&mut harness), [(1, 19, 19, false), (0, 11, 1, true)]);
     harness.drain();

@@ -1,15 +1,20 @@
-//! Random operation traces on caches so small that preemption is constant.
+//! Random operation traces on caches so small that preemption is constant; used by the property tests
+//! and by `examples/soak.rs`.
+
+use std::cell::Cell;
 
 use oarlock_scheduler::Limits;
-use oarlock_types::{Priority, Request, RequestId, StepPlan, Tick, TokenId};
+use oarlock_types::{GroupId, Priority, Request, RequestId, StepPlan, TenantId, Tick, TokenId};
 use proptest::prelude::*;
 
 use crate::harness::Harness;
-use crate::worker::{VOCAB_SIZE, request};
+use crate::worker::{VOCAB_SIZE, next_token, request};
 
+/// Something that happens to a scheduler from outside.
 #[derive(Clone, Debug)]
-enum Op {
-    Submit(Box<Wish>),
+pub(crate) enum Op {
+    /// So many siblings, or one request.
+    Submit(Box<Wish>, u32),
     Plan,
     /// Plan, and of the chunks the one of this slot fails.
     PlanFailing(u32),
@@ -21,8 +26,9 @@ enum Op {
 
 /// What a random request is made of.
 #[derive(Clone, Debug)]
-struct Wish {
+pub(crate) struct Wish {
     salt: u64,
+    tenant: u64,
     /// Prompts are cuts of a few long texts, so that prefixes coincide.
     text: u32,
     num_prompt: usize,
@@ -32,48 +38,64 @@ struct Wish {
     scores: bool,
     priority: u8,
     deadline: Option<u64>,
+    /// Few ids, so that requests that have nothing in common share them, too.
+    group: Option<u64>,
 }
 
 fn wish() -> impl Strategy<Value = Wish> {
     let chance = |percent: u32| (0_u32..100).prop_map(move |n| n < percent);
     let moved = prop_oneof![5 => Just(0), 1 => 1_usize..20];
     let deadline = prop_oneof![5 => Just(None), 1 => (1_u64..60).prop_map(Some)];
-    let shape = (0_u64..2, 0_u32..3, 1_usize..90, moved, 0_u32..40);
-    (shape, chance(30), chance(15), 0_u8..2, deadline).prop_map(
-        |((salt, text, num_prompt, num_moved, max_tokens), stops, scores, priority, deadline)| {
-            Wish {
-                salt,
-                text,
-                num_prompt,
-                num_moved,
-                max_tokens,
-                stops,
-                scores,
-                priority,
-                deadline,
-            }
+    let group = prop_oneof![1 => Just(None), 1 => (0_u64..3).prop_map(Some)];
+    let priority = prop_oneof![3 => Just(100_u8), 1 => 0_u8..3, 1 => 99_u8..102];
+    let shape = (0_u32..3, 1_usize..90, moved, 0_u32..40);
+    let owner = (0_u64..2, 0_u64..3, priority, group);
+    (owner, shape, chance(30), chance(15), deadline).prop_map(
+        |(owner, (text, num_prompt, num_moved, max_tokens), stops, scores, deadline)| Wish {
+            salt: owner.0,
+            tenant: owner.1,
+            text,
+            num_prompt,
+            num_moved,
+            max_tokens,
+            stops,
+            scores,
+            priority: owner.2,
+            deadline,
+            group: owner.3,
         },
     )
 }
 
 fn op() -> impl Strategy<Value = Op> {
+    let num_siblings = prop_oneof![4 => Just(1_u32), 1 => 2_u32..5];
     prop_oneof![
-        6 => wish().prop_map(|wish| Op::Submit(Box::new(wish))),
+        6 => (wish(), num_siblings).prop_map(|(wish, n)| Op::Submit(Box::new(wish), n)),
         20 => Just(Op::Plan),
         1 => (0_u32..4).prop_map(Op::PlanFailing),
         18 => Just(Op::Commit),
         2 => any::<usize>().prop_map(Op::Cancel),
-        1 => (1_u64..20).prop_map(Op::Wait),
+        1 => prop_oneof![9 => 1_u64..20, 1 => 1_u64..5_000_000].prop_map(Op::Wait),
         1 => (0_u32..4).prop_map(|n| if n == 0 { Op::Reset } else { Op::Plan }),
     ]
 }
 
-fn limits() -> impl Strategy<Value = Limits> {
-    (1_u32..14, 1_u32..6, 1_u32..48, 0_u32..24, 20_u32..200, 1_u32..4).prop_map(
-        |(num_blocks, max_seqs, step_tokens, chunk, sequence, in_flight)| Limits {
+/// Operations of one trace.
+pub(crate) fn ops(len: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(op(), len)
+}
+
+/// Little room, one to three plans in flight (mostly two).
+pub(crate) fn limits() -> impl Strategy<Value = Limits> {
+    let in_flight = prop_oneof![1 => Just(1_u32), 3 => Just(2), 1 => Just(3)];
+    let queued_tokens = prop_oneof![2 => Just(u64::MAX), 1 => 50_u64..500];
+    let step = (1_u32..48, 0_u32..24);
+    (1_u32..14, 1_u32..6, step, 20_u32..200, in_flight, queued_tokens).prop_map(
+        |(num_blocks, max_seqs, (step_tokens, chunk), sequence, in_flight, queued_tokens)| Limits {
             num_blocks,
             max_seqs,
             max_queued: 12,
+            max_queued_tokens: queued_tokens,
             step_tokens,
             max_chunk_tokens: chunk,
             max_sequence_tokens: sequence,
@@ -83,13 +105,13 @@ fn limits() -> impl Strategy<Value = Limits> {
     )
 }
 
-fn build(id: u64, wish: &Wish, now: Tick) -> Request {
+fn build(id: u64, wish: &Wish, num_siblings: u32, now: Tick) -> Request {
     let text = |at: u32| TokenId((at * at + wish.text * (at / 20)) % VOCAB_SIZE);
     let mut tokens: Vec<TokenId> = (0..wish.num_prompt as u32).map(text).collect();
     let mut built = request(id, wish.salt, tokens.clone(), wish.max_tokens);
     if !wish.scores {
         for _ in 0..wish.num_moved {
-            tokens.push(crate::worker::next_token(wish.salt, &tokens));
+            tokens.push(next_token(wish.salt, &tokens));
         }
     }
     built.tokens = tokens;
@@ -98,41 +120,31 @@ fn build(id: u64, wish: &Wish, now: Tick) -> Request {
     }
     built.prompt_logprobs = wish.scores.then_some(2);
     built.priority = Priority(wish.priority);
+    built.tenant = TenantId(wish.tenant);
     built.deadline = wish.deadline.map(|left| Tick(now.0 + left));
+    let group = if num_siblings > 1 { Some(wish.group.unwrap_or(9)) } else { wish.group };
+    built.group = group.map(GroupId);
     built
 }
 
-/// Runs a trace to its end, and everything in it to its own; returns the plans.
-fn run(limits: Limits, ops: &[Op], cancel_all: bool) -> Vec<StepPlan> {
+/// How a trace ends, before everything that is left runs to its own end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Drain,
+    CancelAll,
+}
+
+/// Runs a trace to its end, and everything in it to its own; returns the plans. `at` is the operation
+/// that runs, for whoever catches a panic.
+pub(crate) fn run(limits: Limits, ops: &[Op], end: End, at: &Cell<usize>) -> Vec<StepPlan> {
     let mut harness = Harness::new(limits);
-    let mut ids = 0;
-    for op in ops {
-        match op {
-            Op::Submit(wish) => {
-                ids += 1;
-                // May be refused: too long, or the queue is full.
-                let _outcome = harness.submit(build(ids, wish, harness.now));
-            }
-            Op::Plan => {
-                harness.plan();
-            }
-            Op::PlanFailing(slot) => {
-                harness.plan_failing(|chunk| chunk.slot.0 == *slot);
-            }
-            Op::Commit => {
-                harness.commit();
-            }
-            Op::Cancel(which) => {
-                let unfinished: Vec<RequestId> = harness.clients.unfinished().collect();
-                if !unfinished.is_empty() {
-                    harness.cancel(unfinished[which % unfinished.len()]);
-                }
-            }
-            Op::Wait(time) => harness.now.0 += time,
-            Op::Reset => harness.reset(),
-        }
+    let mut num_ids = 0;
+    for (index, op) in ops.iter().enumerate() {
+        at.set(index);
+        apply(&mut harness, op, &mut num_ids);
     }
-    if cancel_all {
+    at.set(ops.len());
+    if end == End::CancelAll {
         let unfinished: Vec<RequestId> = harness.clients.unfinished().collect();
         for id in unfinished {
             harness.cancel(id);
@@ -144,31 +156,31 @@ fn run(limits: Limits, ops: &[Op], cancel_all: bool) -> Vec<StepPlan> {
     harness.plans
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
-
-    #[test]
-    fn random_traces(limits in limits(), ops in prop::collection::vec(op(), 150..250)) {
-        run(limits, &ops, false);
-    }
-
-    #[test]
-    fn cancelling_everything_gives_every_block_back(
-        limits in limits(),
-        ops in prop::collection::vec(op(), 10..80),
-    ) {
-        run(limits, &ops, true);
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(50))]
-
-    #[test]
-    fn the_same_trace_gives_the_same_plans(
-        limits in limits(),
-        ops in prop::collection::vec(op(), 50..150),
-    ) {
-        prop_assert_eq!(run(limits, &ops, false), run(limits, &ops, false));
+fn apply(harness: &mut Harness, op: &Op, num_ids: &mut u64) {
+    match op {
+        Op::Submit(wish, num_siblings) => {
+            for _ in 0..*num_siblings {
+                *num_ids += 1;
+                // May be refused: too long, or a queue is full.
+                let _ = harness.submit(build(*num_ids, wish, *num_siblings, harness.now));
+            }
+        }
+        Op::Plan => {
+            harness.plan();
+        }
+        Op::PlanFailing(slot) => {
+            harness.plan_failing(|chunk| chunk.slot.0 == *slot);
+        }
+        Op::Commit => {
+            harness.commit();
+        }
+        Op::Cancel(which) => {
+            let unfinished: Vec<RequestId> = harness.clients.unfinished().collect();
+            if !unfinished.is_empty() {
+                harness.cancel(unfinished[which % unfinished.len()]);
+            }
+        }
+        Op::Wait(time) => harness.now.0 += time,
+        Op::Reset => harness.reset(),
     }
 }

@@ -1,0 +1,142 @@
+//! Strict classes: who takes from whom, and only what it lacks.
+
+use oarlock_scheduler::Limits;
+use oarlock_types::{Priority, Request, RequestId};
+
+use crate::harness::{Harness, roomy};
+use crate::rules::text;
+use crate::worker::request;
+
+fn classed(id: u64, class: u8, num_prompt: u32, max_tokens: u32) -> Request {
+    // Different first tokens, so that no prefix is shared.
+    let mut classed = request(id, 0, text(id as u32 * 7, num_prompt), max_tokens);
+    classed.priority = Priority(class);
+    classed
+}
+
+/// The requests that run, by slot.
+fn running(harness: &Harness) -> Vec<u64> {
+    let mut slots = std::collections::BTreeMap::new();
+    for plan in &harness.plans {
+        for slot in &plan.release {
+            slots.remove(slot);
+        }
+        for start in &plan.start {
+            slots.insert(start.slot, u64::from(start.sampling.choice));
+        }
+    }
+    let mut ids: Vec<u64> = slots.into_values().collect();
+    ids.sort_unstable();
+    ids
+}
+
+#[test]
+fn a_slot_is_taken_from_the_latest_of_the_lowest_class() {
+    for max_plans_in_flight in 1..=2 {
+        let mut harness =
+            Harness::new(Limits { max_seqs: 4, max_plans_in_flight, ..roomy() });
+        for (id, class) in [(1, 9), (2, 5), (3, 9), (4, 5)] {
+            harness.submit(classed(id, class, 20, 30)).unwrap();
+        }
+        harness.step();
+        harness.step();
+        assert_eq!(running(&harness), [1, 2, 3, 4]);
+        // The slot is there at once; the sequence starts in the very next plan.
+        harness.submit(classed(5, 5, 20, 30)).unwrap();
+        harness.step();
+        assert_eq!(running(&harness), [1, 2, 4, 5]);
+        harness.submit(classed(6, 1, 20, 30)).unwrap();
+        harness.submit(classed(7, 1, 20, 30)).unwrap();
+        harness.step();
+        assert_eq!(running(&harness), [2, 4, 6, 7]);
+        assert_eq!(harness.scheduler.stats().preemptions, 3);
+        // An equal class takes nothing.
+        harness.submit(classed(8, 5, 20, 30)).unwrap();
+        harness.step();
+        assert_eq!(running(&harness), [2, 4, 6, 7]);
+        harness.drain();
+    }
+}
+
+#[test]
+fn nobody_is_preempted_while_there_is_room() {
+    let mut harness = Harness::new(Limits { max_seqs: 3, max_plans_in_flight: 2, ..roomy() });
+    harness.submit(classed(1, 9, 40, 30)).unwrap();
+    harness.submit(classed(2, 9, 40, 30)).unwrap();
+    harness.step();
+    harness.submit(classed(3, 1, 40, 30)).unwrap();
+    harness.drain();
+    assert_eq!(harness.scheduler.stats().preemptions, 0);
+}
+
+#[test]
+fn blocks_are_taken_as_many_as_are_lacking() {
+    for max_plans_in_flight in 1..=2 {
+        // Three of a low class with 3 blocks each; one block is left.
+        let limits = Limits { num_blocks: 10, max_plans_in_flight, ..roomy() };
+        let mut harness = Harness::new(limits);
+        for id in 1..=3 {
+            harness.submit(classed(id, 9, 40, 6)).unwrap();
+        }
+        harness.step();
+        harness.step();
+        // Four blocks: the last one's three and the free one.
+        harness.submit(classed(4, 1, 60, 2)).unwrap();
+        harness.plan();
+        assert!(!running(&harness).contains(&3));
+        while harness.commit() {}
+        harness.plan();
+        assert_eq!(running(&harness), [1, 2, 4]);
+        assert_eq!(harness.scheduler.stats().preemptions, 1);
+        harness.drain();
+    }
+}
+
+#[test]
+fn what_would_not_suffice_is_not_taken() {
+    let mut harness = Harness::new(Limits { num_blocks: 10, max_plans_in_flight: 2, ..roomy() });
+    harness.submit(classed(1, 1, 80, 3)).unwrap();
+    harness.submit(classed(2, 9, 30, 17)).unwrap();
+    harness.step();
+    harness.step();
+    // Eight blocks, and with all of the lower class gone there would be four.
+    harness.submit(classed(3, 1, 120, 2)).unwrap();
+    harness.plan();
+    assert_eq!(running(&harness), [1, 2]);
+    assert_eq!(harness.scheduler.stats().preemptions, 0);
+    harness.drain();
+    // When the first had ended, the lower class gave way.
+    assert_eq!(harness.scheduler.stats().preemptions, 1);
+}
+
+#[test]
+fn the_budget_goes_to_the_higher_class_first() {
+    let limits = Limits { step_tokens: 32, max_plans_in_flight: 2, ..roomy() };
+    let mut harness = Harness::new(limits);
+    harness.submit(classed(1, 9, 200, 3)).unwrap();
+    harness.step();
+    harness.submit(classed(2, 1, 40, 3)).unwrap();
+    let plan = harness.plan().expect("work to do");
+    let chunks: Vec<_> = plan.chunks.iter().map(|chunk| (chunk.slot.0, chunk.len)).collect();
+    assert_eq!(chunks, [(1, 31), (0, 1)]);
+    harness.drain();
+}
+
+/// A stream of urgent requests stops the others, and once it ends they all finish.
+#[test]
+fn the_lower_class_gets_on_when_the_higher_one_is_done() {
+    let limits =
+        Limits { num_blocks: 12, max_seqs: 2, max_plans_in_flight: 2, ..roomy() };
+    let mut harness = Harness::new(limits);
+    harness.submit(classed(1, 9, 40, 60)).unwrap();
+    harness.submit(classed(2, 9, 40, 60)).unwrap();
+    for id in 3..40 {
+        harness.submit(classed(id, 1, 50, 5)).unwrap();
+        for _ in 0..4 {
+            harness.step();
+        }
+    }
+    harness.drain();
+    let watches = &harness.clients.watches;
+    assert!((1..40).all(|id| watches[&RequestId(id)].finished.is_some()));
+}

@@ -1,0 +1,13 @@
+//! `cargo xtask soak`: millions of random operations on the scheduler, every invariant checked.
+
+use crate::step::step_command;
+use crate::workspace::Workspace;
+
+/// Builds for speed and runs `operations` operations in traces of the seeds from `seed` on.
+pub(crate) fn run(workspace: &Workspace, operations: u64, seed: u64) -> anyhow::Result<()> {
+    let mut soak = workspace.cargo();
+    soak.args(["run", "--release", "--quiet", "--package", "oarlock-scheduler"]);
+    soak.args(["--example", "soak", "--", "--operations", &operations.to_string()]);
+    soak.args(["--seed", &seed.to_string()]);
+    step_command("soak", &mut soak)
+}
