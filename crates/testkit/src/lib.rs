@@ -14,7 +14,9 @@ mod http;
 mod metrics;
 mod server;
 
-pub use environment::{binary, demo_model, python, python_path, resident_bytes};
+pub use environment::{
+    binary, demo_model, gemma_model, gemma_path, python, python_path, resident_bytes,
+};
 pub use fixtures::{f32_of, fixture, fixture_json};
 pub use gguf::{GgufWriter, TINY_CONTEXT, TINY_VOCABULARY, TinyModel};
 pub use http::{Client, EventStream, Response};
