@@ -93,7 +93,7 @@ fn draw(
     row: &mut Vec<u64>,
     scratch: &mut Scratch,
 ) -> Result<TokenId, SampleError> {
-    if !(params.temperature > 0.0) {
+    if params.temperature.is_nan() || params.temperature <= 0.0 {
         return greedy(logits);
     }
     let max = row_max(logits)?;

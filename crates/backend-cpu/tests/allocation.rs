@@ -43,6 +43,10 @@ const PARAMS: AttentionParams = AttentionParams {
     soft_cap: None,
 };
 
+fn random_matrix(kind: WeightKind, rows: usize, columns: usize) -> Vec<u8> {
+    (0..rows as u64).flat_map(|row| random_row(kind, columns, 0.05, row)).collect()
+}
+
 #[test]
 fn a_warm_decode_step_allocates_nothing() {
     const WIDTH: usize = 256;
@@ -52,16 +56,14 @@ fn a_warm_decode_step_allocates_nothing() {
     let mut backend =
         CpuBackend::new(CpuConfig { threads: 3, instruction_set: None }, limits).unwrap();
     let mut pack = |outputs: usize, columns: usize, kind| {
-        let data: Vec<u8> =
-            (0..outputs).flat_map(|row| random_row(kind, columns, 0.05, row as u64)).collect();
+        let data = random_matrix(kind, outputs, columns);
         let view = WeightView { name: "w", kind, rows: outputs, columns, data: &data };
         backend.pack_linear(&[view], InnerSplit::WHOLE).unwrap()
     };
     let qkv_weight = pack(3 * WIDTH, WIDTH, WeightKind::Q5_0);
     let gate_up_weight = pack(2 * WIDTH, WIDTH, WeightKind::F16);
     let output_weight = pack(VOCABULARY, WIDTH, WeightKind::Q8_0);
-    let table_data: Vec<u8> =
-        (0..8).flat_map(|row| random_row(WeightKind::Q8_0, WIDTH, 0.05, row)).collect();
+    let table_data = random_matrix(WeightKind::Q8_0, 8, WIDTH);
     let table = WeightView {
         name: "t",
         kind: WeightKind::Q8_0,

@@ -1,5 +1,7 @@
 //! Gemma 3 270M: its tokenizer against the reference's cases; its numbers on the float32 oracle and
 //! on the CPU backend against what transformers computes in float32, and against each other.
+//! (`fixtures/gemma-3-270m/make.py` made the reference.)
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use oarlock_backend::{
     Backend, BackendLimits, BlockTables, ChunkRows, LogitKind, LogitRow, OracleBackend, StepInput,
@@ -215,10 +217,12 @@ fn oracle_and_cpu_agree_with_float32() {
     check_reduced(differences.summary("the CPU against transformers in float32"));
 }
 
-/// What int8 activations may change, as for the demo model.
+/// What int8 activations may change: transformers itself, with the inputs of its linear layers rounded
+/// to int8 in blocks of 32 and everything else in float32, is 0.074, 0.337 and 0.891 away from its own
+/// reference on these cases. (The demo model, twice as large, bears them better.)
 fn check_reduced([mean, at_99, worst]: [f64; 3]) {
     assert!(
-        mean <= 0.05 && at_99 <= 0.25 && worst <= 0.6,
+        mean <= 0.08 && at_99 <= 0.36 && worst <= 0.9,
         "mean {mean}, p99 {at_99}, worst {worst}"
     );
 }

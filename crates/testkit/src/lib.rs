@@ -1,8 +1,8 @@
 //! Fixtures of end-to-end tests: real servers, the demo model, a small HTTP client, Python.
 //!
-//! What a test needs and a machine may lack (the demo model, the Python environment) is asked for
+//! What a test needs and a machine may lack (the demo model, Gemma 3 270M, the Python environment) is asked for
 //! here, in one way: it is there, or the test says that it is skipped and returns early, or, under
-//! `CI=true`, it panics, so that a skipped test never looks green. `cargo xtask test` installs both.
+//! `CI=true`, it panics, so that a skipped test never looks green. `cargo xtask test` installs them all.
 //!
 //! These helpers panic where a test could only unwrap. The client speaks just enough HTTP/1.1 for
 //! our own server, byte by byte, so that tests can also send what no library would.

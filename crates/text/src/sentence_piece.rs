@@ -236,7 +236,7 @@ impl Merger {
             match encoder.pieces.get(bytes, table) {
                 Some(id) => ids.push(id),
                 None => {
-                    ids.extend(bytes.iter().map(|byte| encoder.byte_tokens[usize::from(*byte)]))
+                    ids.extend(bytes.iter().map(|byte| encoder.byte_tokens[usize::from(*byte)]));
                 }
             }
         }

@@ -105,7 +105,7 @@ fn what_has_no_piece_becomes_bytes() {
     assert_eq!(tokenizer.token_text(id("<0xC3>")), "\u{fffd}");
     assert_eq!(tokenizer.token_bytes(id("▁hello")), b" hello");
     assert_eq!(tokenizer.token_text(id("▁▁")), "  ");
-    assert_eq!(tokenizer.max_token_bytes(), "日本".len().max(" hello".len()));
+    assert_eq!(tokenizer.max_token_bytes(), "▁hello".len());
 }
 
 #[test]
@@ -136,6 +136,9 @@ fn a_space_is_put_before_the_text_where_the_vocabulary_wants_it() {
 fn the_mark_of_a_space_is_a_space() {
     let tokenizer = tokenizer();
     assert_eq!(tokenizer.encode("▁hello", true), tokenizer.encode(" hello", true));
+    // No text is longer than its number of tokens times the longest token.
+    let marks = tokenizer.encode("▁▁▁▁", true).unwrap();
+    assert!(marks.len() * tokenizer.max_token_bytes() >= "▁▁▁▁".len());
 }
 
 /// A megabyte of one character: the heap, not the square of the length, decides the time.

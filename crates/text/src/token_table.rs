@@ -55,6 +55,11 @@ impl TokenTable {
         self.special.len()
     }
 
+    /// Raises the length of the longest token: a text may write it longer than its bytes are.
+    pub(crate) fn raise_max_token_bytes(&mut self, len: usize) {
+        self.max_token_bytes = self.max_token_bytes.max(len);
+    }
+
     /// Length of the longest token.
     pub(crate) fn max_token_bytes(&self) -> usize {
         self.max_token_bytes

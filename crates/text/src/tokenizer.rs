@@ -55,15 +55,14 @@ struct MatchedTokens {
 impl MatchedTokens {
     /// Of a vocabulary; texts as they stand in a prompt.
     fn new<'a>(
-        tokens: impl Iterator<Item = (TokenId, TokenKind, &'a str)> + Clone,
+        tokens: impl Iterator<Item = (TokenId, TokenKind, &'a str)>,
     ) -> Result<Self, TextError> {
-        let of_kinds = |kinds: &'static [TokenKind]| {
-            let tokens = tokens.clone().filter(|(_, kind, _)| kinds.contains(kind));
-            SpecialTokens::new(tokens.map(|(id, _, text)| (id, text)))
-        };
+        let is_matched = |kind| matches!(kind, TokenKind::Control | TokenKind::UserDefined);
+        let matched: Vec<_> = tokens.filter(|(_, kind, _)| is_matched(*kind)).collect();
+        let user_defined = matched.iter().filter(|(_, kind, _)| *kind == TokenKind::UserDefined);
         Ok(Self {
-            all: of_kinds(&[TokenKind::Control, TokenKind::UserDefined])?,
-            user_defined: of_kinds(&[TokenKind::UserDefined])?,
+            all: SpecialTokens::new(matched.iter().map(|(id, _, text)| (*id, *text)))?,
+            user_defined: SpecialTokens::new(user_defined.map(|(id, _, text)| (*id, *text)))?,
         })
     }
 
@@ -139,6 +138,9 @@ impl Tokenizer {
                 Ok(())
             })?;
         }
+        // A text may write each of a token's spaces as a mark.
+        let written = |text: &str| text.len() + 2 * text.matches(' ').count();
+        table.raise_max_token_bytes(tokens().map(|(_, _, text)| written(text)).max().unwrap_or(0));
         let encoder = Encoder::SentencePiece {
             ordinary: Box::new(PieceEncoder::new(vocabulary, &table)?),
             matched: MatchedTokens::new(tokens())?,
@@ -246,7 +248,7 @@ impl Tokenizer {
         self.table.len()
     }
 
-    /// Length of the longest token in bytes: a text of `n` bytes has at least `n` divided by this
+    /// Length of the longest token in bytes, as a text may write it: a text of `n` bytes has at least `n` divided by this
     /// many tokens, unless a `tokenizer.json` shortens it first.
     pub fn max_token_bytes(&self) -> usize {
         self.table.max_token_bytes()
@@ -257,7 +259,7 @@ impl Tokenizer {
 fn tokens<'a>(
     texts: &'a [String],
     kinds: &'a [TokenKind],
-) -> impl Iterator<Item = (TokenId, TokenKind, &'a str)> + Clone {
+) -> impl Iterator<Item = (TokenId, TokenKind, &'a str)> {
     let tokens = (0_u32..).map(TokenId).zip(kinds).zip(texts);
     tokens.map(|((id, kind), text)| (id, *kind, text.as_str()))
 }

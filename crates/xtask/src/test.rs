@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
-use crate::{models, python};
 use crate::step::{show, step, step_command};
 use crate::workspace::Workspace;
+use crate::{models, python};
 
 /// How long the tests may be silent before it is checked that they still run.
 const PATIENCE: Duration = Duration::from_secs(1);

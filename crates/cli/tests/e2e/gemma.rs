@@ -13,9 +13,13 @@ const CLEAR_MARGIN: f64 = 0.15;
 fn gemma_continues_texts_and_refuses_chats() {
     let (Some((_turn, _)), Some(model)) = (turn(), gemma_model()) else { return };
     let options = ServerOptions::new(model).args(["--served-name", "gemma"]);
-    let server =
-        Server::start(&options.args(["--kv-cache-tokens", "8192", "--max-sequence-tokens", "1024"]))
-            .unwrap();
+    let server = Server::start(&options.args([
+        "--kv-cache-tokens",
+        "8192",
+        "--max-sequence-tokens",
+        "1024",
+    ]))
+    .unwrap();
     let file = fixture_json("gemma-3-270m/generation.json");
     for case in file["cases"].as_array().expect("cases") {
         continues(&server, case);
