@@ -1,4 +1,4 @@
-//! `out = activation(gate) * up`, with the sampler's exponential.
+//! `out = activation(gate) * up` and the soft cap, with the sampler's exponential.
 
 use oarlock_backend::Activation;
 
@@ -10,6 +10,21 @@ multiversion! {
     pub(crate) fn gated_activation = gated_activation_generic(
         out: &mut [f32], gate_up: &[f32], activation: Activation,
     );
+}
+
+multiversion! {
+    /// `cap * tanh(value / cap)` of each value, in place.
+    pub(crate) fn soft_cap = soft_cap_generic(values: &mut [f32], cap: f32);
+}
+
+#[inline(always)]
+fn soft_cap_generic<L: Lanes>(values: &mut [f32], cap: f32) {
+    let (chunks, rest) = values.as_chunks_mut::<LANES>();
+    let cap = L::splat(cap);
+    for chunk in chunks {
+        tanh(L::load(chunk).div(cap)).mul(cap).store(chunk);
+    }
+    store_partial(tanh(load_partial::<L>(rest, 0.0).div(cap)).mul(cap), rest);
 }
 
 #[inline(always)]

@@ -12,12 +12,12 @@ use oarlock_backend::{
 use oarlock_types::{BLOCK_TOKENS, SlotError};
 
 use crate::InstructionSet;
-use crate::activation::gated_activation;
+use crate::activation::{gated_activation, soft_cap};
 use crate::attention::{AttentionCall, CpuKvCache, PartialSums};
 use crate::buffer::{AlignedBuffer, SharedSlice};
 use crate::isa::Isa;
 use crate::linear::{ActivationBuffers, LinearCall, linear};
-use crate::norm::add_rms_norm;
+use crate::norm::{add_rms_norm, rms_norm};
 use crate::pack::CpuWeight;
 use crate::rotary::{CpuRotary, rotate_head};
 use crate::sample::{SampleScratch, sample_row};
@@ -133,6 +133,16 @@ impl CpuBackend {
         let result =
             self.pool.run(rows, quarter_share(rows, threads), &|_, rows| rows.for_each(job));
         self.check(result);
+    }
+
+    /// Changes each of the step's rows of a tensor.
+    fn in_place(&mut self, tensor: &mut CpuTensor, change: &(dyn Fn(&mut [f32]) + Sync)) {
+        let (rows, width) = (self.rows(tensor.rows), tensor.width);
+        let shared = SharedSlice::new(&mut tensor.values);
+        self.for_rows(rows, rows * width, &|row| {
+            // SAFETY: each row is changed by one thread.
+            change(unsafe { row_of(&shared, width, row) });
+        });
     }
 }
 
@@ -283,6 +293,31 @@ impl Backend for CpuBackend {
         });
     }
 
+    fn rms_norm(&mut self, values: &mut CpuTensor, weight: &CpuVector, eps: f32) {
+        let isa = self.isa;
+        self.in_place(values, &|row| rms_norm(isa, row, &weight.values, eps));
+    }
+
+    fn head_rms_norm(
+        &mut self,
+        qkv: &mut CpuTensor,
+        query_weight: &CpuVector,
+        key_weight: &CpuVector,
+        eps: f32,
+        params: &AttentionParams,
+    ) {
+        let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = *params;
+        assert_eq!(qkv.width, (num_heads + 2 * num_kv_heads) * head_dim, "width of qkv");
+        let isa = self.isa;
+        self.in_place(qkv, &|row| {
+            let heads = row.chunks_exact_mut(head_dim).take(num_heads + num_kv_heads);
+            for (index, head) in heads.enumerate() {
+                let weight = if index < num_heads { query_weight } else { key_weight };
+                rms_norm(isa, head, &weight.values, eps);
+            }
+        });
+    }
+
     fn linear(
         &mut self,
         out: &mut CpuTensor,
@@ -369,6 +404,11 @@ impl Backend for CpuBackend {
             let out = unsafe { row_of(&shared, width, row) };
             gated_activation(isa, out, gate_up.row(row), activation);
         });
+    }
+
+    fn soft_cap(&mut self, values: &mut CpuTensor, cap: f32) {
+        let isa = self.isa;
+        self.in_place(values, &|row| soft_cap(isa, row, cap));
     }
 
     fn gather(&mut self, out: &mut CpuTensor, input: &CpuTensor, tile: Range<usize>) {

@@ -39,9 +39,13 @@ const PARAMS: AttentionParams = AttentionParams {
     num_kv_heads: 4,
     head_dim: 64,
     scale: 0.125,
-    sliding_window: None,
+    sliding_window: Some(100),
     soft_cap: None,
 };
+
+fn random_matrix(kind: WeightKind, rows: usize, columns: usize) -> Vec<u8> {
+    (0..rows as u64).flat_map(|row| random_row(kind, columns, 0.05, row)).collect()
+}
 
 #[test]
 fn a_warm_decode_step_allocates_nothing() {
@@ -52,16 +56,14 @@ fn a_warm_decode_step_allocates_nothing() {
     let mut backend =
         CpuBackend::new(CpuConfig { threads: 3, instruction_set: None }, limits).unwrap();
     let mut pack = |outputs: usize, columns: usize, kind| {
-        let data: Vec<u8> =
-            (0..outputs).flat_map(|row| random_row(kind, columns, 0.05, row as u64)).collect();
+        let data = random_matrix(kind, outputs, columns);
         let view = WeightView { name: "w", kind, rows: outputs, columns, data: &data };
         backend.pack_linear(&[view], InnerSplit::WHOLE).unwrap()
     };
     let qkv_weight = pack(3 * WIDTH, WIDTH, WeightKind::Q5_0);
     let gate_up_weight = pack(2 * WIDTH, WIDTH, WeightKind::F16);
     let output_weight = pack(VOCABULARY, WIDTH, WeightKind::Q8_0);
-    let table_data: Vec<u8> =
-        (0..8).flat_map(|row| random_row(WeightKind::Q8_0, WIDTH, 0.05, row)).collect();
+    let table_data = random_matrix(WeightKind::Q8_0, 8, WIDTH);
     let table = WeightView {
         name: "t",
         kind: WeightKind::Q8_0,
@@ -71,6 +73,7 @@ fn a_warm_decode_step_allocates_nothing() {
     };
     let table = backend.pack_table(&table).unwrap();
     let norm = backend.vector(&[1.0; WIDTH]).unwrap();
+    let head_norm = backend.vector(&[1.0; 64]).unwrap();
     let rotary = backend.rotary(&[0.5; 32], 1.0, RotaryStyle::Half).unwrap();
     let shape = KvCacheShape { num_layers: 1, num_blocks: 64, num_kv_heads: 4, head_dim: 64 };
     let mut cache = backend.kv_cache(shape).unwrap();
@@ -101,12 +104,15 @@ fn a_warm_decode_step_allocates_nothing() {
         backend.embed(&mut residual, &table, 1.0);
         backend.add_rms_norm(&mut x, &mut residual, None, &norm, 1e-6);
         backend.linear(&mut qkv, &x, &qkv_weight, None);
+        backend.head_rms_norm(&mut qkv, &head_norm, &head_norm, 1e-6, &PARAMS);
         backend.rotary_kv_write(&mut qkv, &mut cache, 0, &rotary, &PARAMS);
         backend.paged_attention(&mut x, &qkv, &cache, 0, &PARAMS);
         backend.linear(&mut gate_up, &x, &gate_up_weight, None);
         backend.gated_activation(&mut x, &gate_up, Activation::Silu);
+        backend.rms_norm(&mut x, &norm, 1e-6);
         backend.gather(&mut gathered, &x, 0..2);
         backend.linear(&mut logits, &gathered, &output_weight, None);
+        backend.soft_cap(&mut logits, 30.0);
         backend.sample(&logits);
         backend.finish_step(&mut results).unwrap();
         counts.push(ALLOCATIONS.load(Ordering::Relaxed) - before);

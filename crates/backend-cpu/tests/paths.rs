@@ -150,6 +150,10 @@ fn norm_and_activation() {
             backend.write(&mut gate_up, &wild_values(120 * width, 4));
             backend.add_rms_norm(out, residual, Some(delta), &weight, 1e-6);
             let mut all = bits(&backend.read(out));
+            backend.rms_norm(delta, &weight, 1e-6);
+            all.extend(bits(&backend.read(delta)));
+            backend.soft_cap(residual, 1.5);
+            all.extend(bits(&backend.read(residual)));
             for activation in [Activation::Silu, Activation::GeluTanh] {
                 backend.gated_activation(out, &gate_up, activation);
                 all.extend(bits(&backend.read(out)));
@@ -183,10 +187,14 @@ fn attention() {
             let rotary = backend.rotary(&frequencies, 1.0, style).unwrap();
             let mut qkv = backend.tensor(RowSet::Tokens, width).unwrap();
             let mut out = backend.tensor(RowSet::Tokens, 2 * group * head_dim).unwrap();
+            let norms = [1, 2].map(|seed| backend.vector(&wild_values(head_dim, seed)).unwrap());
             let mut all = Vec::new();
             for (start, rows) in [(0, 270), (270, 280), (550, 1)] {
                 TestStep::new(&[Sequence::contiguous(start, rows, 3)]).begin(backend, &[]);
                 backend.write(&mut qkv, &wild_values(rows * width, start as u64));
+                if window.is_some() {
+                    backend.head_rms_norm(&mut qkv, &norms[0], &norms[1], 1e-6, &params);
+                }
                 backend.rotary_kv_write(&mut qkv, &mut cache, 0, &rotary, &params);
                 backend.paged_attention(&mut out, &qkv, &cache, 0, &params);
                 all.extend(bits(&backend.read(&qkv)));

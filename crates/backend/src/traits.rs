@@ -171,6 +171,21 @@ pub trait Backend: Sized + Send + 'static {
         eps: f32,
     );
 
+    /// `values = values / rms(values) * weight`, row by row and in place: a layer's output before it
+    /// joins the residual.
+    fn rms_norm(&mut self, values: &mut Self::Tensor, weight: &Self::Vector, eps: f32);
+
+    /// The same norm over each query head and each key head of `qkv`, in place. The weights are one
+    /// head wide, shared by all heads; values stay as they are.
+    fn head_rms_norm(
+        &mut self,
+        qkv: &mut Self::Tensor,
+        query_weight: &Self::Vector,
+        key_weight: &Self::Vector,
+        eps: f32,
+        params: &AttentionParams,
+    );
+
     /// `out = input * weight^T + bias`. A row-parallel layer's segments are joined by the fixed tree.
     fn linear(
         &mut self,
@@ -209,6 +224,9 @@ pub trait Backend: Sized + Send + 'static {
         gate_up: &Self::Tensor,
         activation: Activation,
     );
+
+    /// `values = cap * tanh(values / cap)`, in place.
+    fn soft_cap(&mut self, values: &mut Self::Tensor, cap: f32);
 
     /// Makes `tile` (a range of the step's `logit_rows`, at most `max_gathered` long) current, and
     /// copies the rows that it names into `out`.

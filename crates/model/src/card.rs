@@ -1,6 +1,8 @@
 //! The model card of a GGUF file: tokenizer, chat template, special tokens.
 
-use oarlock_types::{BpeVocabulary, ModelCard, TokenId, TokenKind, TokenizerSource};
+use oarlock_types::{
+    BpeVocabulary, ModelCard, SentencePieceVocabulary, TokenId, TokenKind, TokenizerSource,
+};
 
 use crate::ModelError;
 use crate::families;
@@ -23,11 +25,15 @@ pub(crate) fn read(header: &Header) -> Result<ModelCard, ModelError> {
     let metadata = &header.metadata;
     let spec = families::spec(metadata)?;
     let tokenizer = tokenizer(metadata)?;
-    let vocabulary = match &tokenizer {
-        Some(TokenizerSource::Bpe(vocabulary)) => Some(vocabulary),
-        _ => None,
+    let (texts, kinds) = match &tokenizer {
+        Some(TokenizerSource::Bpe(vocabulary)) => (&vocabulary.tokens[..], &vocabulary.kinds[..]),
+        Some(TokenizerSource::SentencePiece(pieces)) => (&pieces.tokens[..], &pieces.kinds[..]),
+        _ => (&[][..], &[][..]),
     };
-    let eos_token_ids = eos_token_ids(metadata, vocabulary)?;
+    let eos_token_ids = eos_token_ids(metadata, texts, kinds)?;
+    // Where the file is silent, SentencePiece models want their first token, and others do not.
+    let by_default = matches!(tokenizer, Some(TokenizerSource::SentencePiece(_)));
+    let add_bos = metadata.find_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(by_default);
     let architecture = metadata.str("general.architecture")?.to_owned();
     let parameters = |info: &crate::gguf::TensorInfo| info.rows as u64 * info.columns as u64;
     Ok(ModelCard {
@@ -40,28 +46,55 @@ pub(crate) fn read(header: &Header) -> Result<ModelCard, ModelError> {
         chat_template: metadata.find_str("tokenizer.chat_template")?.map(str::to_owned),
         eos_token_ids,
         bos_token_id: metadata.find_u32("tokenizer.ggml.bos_token_id")?.map(TokenId),
-        add_bos: metadata.find_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(false),
+        add_bos,
     })
 }
 
 fn tokenizer(metadata: &Metadata) -> Result<Option<TokenizerSource>, ModelError> {
     const MODEL: &str = "tokenizer.ggml.model";
-    match metadata.find_str(MODEL)? {
+    let model = match metadata.find_str(MODEL)? {
         None | Some("none" | "no_vocab") => return Ok(None),
-        Some("gpt2") => {}
-        Some(other) => {
-            let reason = format!("tokenizer {other} is not supported; byte-level BPE (gpt2) is");
-            return Err(ModelError::metadata(MODEL, reason));
-        }
-    }
+        Some(model) => model,
+    };
     let tokens = metadata.strings("tokenizer.ggml.tokens")?;
     let kinds = token_kinds(metadata, tokens.len())?;
-    Ok(Some(TokenizerSource::Bpe(BpeVocabulary {
-        pre: metadata.str("tokenizer.ggml.pre")?.to_owned(),
-        tokens,
-        kinds,
-        merges: metadata.strings("tokenizer.ggml.merges")?,
-    })))
+    Ok(Some(match model {
+        "gpt2" => TokenizerSource::Bpe(BpeVocabulary {
+            pre: metadata.str("tokenizer.ggml.pre")?.to_owned(),
+            tokens,
+            kinds,
+            merges: metadata.strings("tokenizer.ggml.merges")?,
+        }),
+        "llama" => TokenizerSource::SentencePiece(SentencePieceVocabulary {
+            scores: scores(metadata, tokens.len())?,
+            tokens,
+            kinds,
+            add_space_prefix: metadata
+                .find_bool("tokenizer.ggml.add_space_prefix")?
+                .unwrap_or(true),
+        }),
+        other => {
+            let reason = format!(
+                "tokenizer {other} is not supported; byte-level BPE (gpt2) and SentencePiece's BPE \
+                 (llama) are"
+            );
+            return Err(ModelError::metadata(MODEL, reason));
+        }
+    }))
+}
+
+fn scores(metadata: &Metadata, num_tokens: usize) -> Result<Vec<f32>, ModelError> {
+    const KEY: &str = "tokenizer.ggml.scores";
+    let raw = metadata.find_array(KEY)?.ok_or_else(|| ModelError::metadata(KEY, "missing"))?;
+    if raw.len() != num_tokens {
+        let reason = format!("{} scores for {num_tokens} tokens", raw.len());
+        return Err(ModelError::metadata(KEY, reason));
+    }
+    let score = |value: &Value| match value {
+        Value::Float(score) if !score.is_nan() => Ok(*score as f32),
+        other => Err(ModelError::metadata(KEY, format!("{other:?} is no score"))),
+    };
+    raw.iter().map(score).collect()
 }
 
 fn token_kinds(metadata: &Metadata, num_tokens: usize) -> Result<Vec<TokenKind>, ModelError> {
@@ -87,7 +120,8 @@ fn token_kinds(metadata: &Metadata, num_tokens: usize) -> Result<Vec<TokenKind>,
 
 fn eos_token_ids(
     metadata: &Metadata,
-    vocabulary: Option<&BpeVocabulary>,
+    texts: &[String],
+    kinds: &[TokenKind],
 ) -> Result<Vec<TokenId>, ModelError> {
     let mut ids = Vec::new();
     for key in [
@@ -97,13 +131,11 @@ fn eos_token_ids(
     ] {
         ids.extend(metadata.find_u32(key)?.map(TokenId));
     }
-    if let Some(vocabulary) = vocabulary {
-        let ends = |(text, kind): (&String, &TokenKind)| {
-            *kind == TokenKind::Control && END_OF_GENERATION.contains(&text.as_str())
-        };
-        let known = vocabulary.tokens.iter().zip(&vocabulary.kinds).enumerate();
-        ids.extend(known.filter(|(_, entry)| ends(*entry)).map(|(id, _)| TokenId(id as u32)));
-    }
+    let ends = |(text, kind): (&String, &TokenKind)| {
+        *kind == TokenKind::Control && END_OF_GENERATION.contains(&text.as_str())
+    };
+    let known = texts.iter().zip(kinds).enumerate();
+    ids.extend(known.filter(|(_, entry)| ends(*entry)).map(|(id, _)| TokenId(id as u32)));
     ids.sort_unstable();
     ids.dedup();
     Ok(ids)

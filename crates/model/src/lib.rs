@@ -5,6 +5,10 @@
 //! it, and gives a [`Decoder`] that computes steps. A wrong, missing, truncated or extra tensor is an
 //! error that names it, and nothing is read outside of the file's bounds.
 //!
+//! Families: `qwen2` (Qwen2, Qwen2.5) and `gemma3` (text). Each is data, a `DecoderSpec`: widths, which norms
+//! there are, which layers see a window, how angles and embeddings are scaled. [`Decoder`] reads it; no
+//! backend knows a family.
+//!
 //! Absent on purpose: devices, scheduling, text.
 
 mod card;

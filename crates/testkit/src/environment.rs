@@ -1,4 +1,4 @@
-//! What a test finds on its machine: the binary under test, the demo model, Python.
+//! What a test finds on its machine: the binary under test, models, Python.
 
 use std::env;
 use std::fs;
@@ -8,6 +8,9 @@ use std::process::{Command, Output, Stdio};
 /// The file that `oarlock fetch demo` keeps in the cache directory.
 const DEMO_FILE: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
 
+/// The file that `cargo xtask test` keeps in the cache directory.
+const GEMMA_FILE: &str = "gemma-3-270m-q4_k_m.gguf";
+
 /// The demo model's file; `None` (after saying so) where it is not on this machine.
 ///
 /// It is where `OARLOCK_DEMO_MODEL` says, as `cargo xtask test` sets it, else in the cache
@@ -16,6 +19,20 @@ pub fn demo_model() -> Option<PathBuf> {
     let from_env = env::var_os("OARLOCK_DEMO_MODEL").map(PathBuf::from);
     let path = from_env.or_else(|| Some(cache_dir()?.join(DEMO_FILE)));
     present("the demo model", path)
+}
+
+/// The file of Gemma 3 270M (base); `None` (after saying so) where it is not on this machine.
+///
+/// It is where `OARLOCK_GEMMA_MODEL` says, as `cargo xtask test` sets it, else in the cache
+/// directory. Panics instead of returning `None` under `CI=true`.
+pub fn gemma_model() -> Option<PathBuf> {
+    let from_env = env::var_os("OARLOCK_GEMMA_MODEL").map(PathBuf::from);
+    present("Gemma 3 270M", from_env.or_else(gemma_path))
+}
+
+/// Where `cargo xtask test` keeps Gemma 3 270M; `None` where there is no cache directory.
+pub fn gemma_path() -> Option<PathBuf> {
+    Some(cache_dir()?.join(GEMMA_FILE))
 }
 
 /// As the binary chooses it: `OARLOCK_CACHE`, or the user's cache directory.

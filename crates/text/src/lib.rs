@@ -1,4 +1,4 @@
-//! Text to tokens and back: byte-level BPE, chat templates, incremental detokenizing, stop strings.
+//! Text to tokens and back: byte-level BPE, SentencePiece's BPE, chat templates, incremental detokenizing, stop strings.
 //!
 //! Pure: no clock, no I/O, no randomness; the same inputs give the same outputs. A chat template
 //! therefore has no `strftime_now`: one that wants a date falls back to its own default, or takes it
@@ -13,9 +13,11 @@ mod detokenizer;
 mod error;
 mod pre_tokenizer;
 mod python_json;
+mod sentence_piece;
 mod special_tokens;
 mod stop_matcher;
 mod template_value;
+mod token_table;
 mod tokenizer;
 
 pub use chat_template::{ChatPrompt, ChatTemplate};

@@ -35,6 +35,12 @@ impl SpecialTokens {
         Ok(Self { automaton, ids })
     }
 
+    /// The token that `text` begins with, if it does with one.
+    pub(crate) fn at_start(&self, text: &str) -> Option<TokenId> {
+        let found = self.automaton.as_ref()?.find(text)?;
+        (found.start() == 0).then(|| self.ids[found.pattern().as_usize()])
+    }
+
     /// Calls `each` for the pieces of `text`, in order.
     pub(crate) fn split<'text>(
         &self,

@@ -1,24 +1,23 @@
-//! The tokenizer: byte-level BPE through the `tokenizers` crate, special tokens by our own automaton.
+//! The tokenizer: byte-level BPE through the `tokenizers` crate, SentencePiece's BPE and special tokens
+//! by our own code.
 
-use oarlock_types::{BpeVocabulary, TokenId, TokenKind, TokenizerSource};
+use std::borrow::Cow;
+
+use oarlock_types::{BpeVocabulary, SentencePieceVocabulary, TokenId, TokenKind, TokenizerSource};
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::models::bpe::{BPE, Vocab};
 
 use crate::byte_level::{alphabet, append_bytes, occurs_in_utf8};
 use crate::pre_tokenizer::preparation;
+use crate::sentence_piece::{PieceEncoder, SPACE_MARK};
 use crate::special_tokens::{Piece, SpecialTokens};
+use crate::token_table::TokenTable;
 use crate::{Detokenizer, TextError};
 
 /// Text to tokens and back, for one vocabulary. Built once, shared by all requests.
 pub struct Tokenizer {
     encoder: Encoder,
-    /// Bytes of all tokens, one after the other.
-    bytes: Vec<u8>,
-    /// Where each token begins in `bytes`; one entry more than there are tokens.
-    offsets: Vec<u32>,
-    /// Whether each token is special: not part of an answer's text.
-    special: Vec<bool>,
-    max_token_bytes: usize,
+    table: TokenTable,
 }
 
 enum Encoder {
@@ -26,10 +25,15 @@ enum Encoder {
     Bpe {
         /// Encodes ordinary text.
         ordinary: Box<tokenizers::Tokenizer>,
-        /// Control and user-defined tokens.
-        all: SpecialTokens,
-        /// User-defined tokens only.
-        user_defined: SpecialTokens,
+        matched: MatchedTokens,
+    },
+    /// Pieces with scores, of the weight file.
+    SentencePiece {
+        /// Encodes ordinary text.
+        ordinary: Box<PieceEncoder>,
+        matched: MatchedTokens,
+        /// Whether a text begins with a space that is not in it.
+        add_space_prefix: bool,
     },
     /// A `tokenizer.json`, which describes its added tokens itself.
     Json {
@@ -38,6 +42,33 @@ enum Encoder {
         /// Takes special tokens for ordinary text.
         literal: Box<tokenizers::Tokenizer>,
     },
+}
+
+/// Tokens that are matched in the text before the rest of it is encoded.
+struct MatchedTokens {
+    /// Control and user-defined tokens.
+    all: SpecialTokens,
+    /// User-defined tokens only.
+    user_defined: SpecialTokens,
+}
+
+impl MatchedTokens {
+    /// Of a vocabulary; texts as they stand in a prompt.
+    fn new<'a>(
+        tokens: impl Iterator<Item = (TokenId, TokenKind, &'a str)>,
+    ) -> Result<Self, TextError> {
+        let is_matched = |kind| matches!(kind, TokenKind::Control | TokenKind::UserDefined);
+        let matched: Vec<_> = tokens.filter(|(_, kind, _)| is_matched(*kind)).collect();
+        let user_defined = matched.iter().filter(|(_, kind, _)| *kind == TokenKind::UserDefined);
+        Ok(Self {
+            all: SpecialTokens::new(matched.iter().map(|(id, _, text)| (*id, *text)))?,
+            user_defined: SpecialTokens::new(user_defined.map(|(id, _, text)| (*id, *text)))?,
+        })
+    }
+
+    fn of(&self, parse_special: bool) -> &SpecialTokens {
+        if parse_special { &self.all } else { &self.user_defined }
+    }
 }
 
 impl Tokenizer {
@@ -51,15 +82,14 @@ impl Tokenizer {
         match source {
             TokenizerSource::Bpe(vocabulary) => Self::from_vocabulary(vocabulary),
             TokenizerSource::Json(text) => Self::from_json(text),
-            TokenizerSource::SentencePiece(_) => Err(TextError::InvalidVocabulary(
-                "SentencePiece vocabularies are not supported yet".to_owned(),
-            )),
+            TokenizerSource::SentencePiece(vocabulary) => Self::from_pieces(vocabulary),
         }
     }
 
     fn from_vocabulary(vocabulary: &BpeVocabulary) -> Result<Self, TextError> {
         let preparation = preparation(&vocabulary.pre)?;
-        check_vocabulary(vocabulary)?;
+        check_kinds(&vocabulary.tokens, &vocabulary.kinds)?;
+        check_alphabet(vocabulary)?;
         let model = BPE::builder()
             .vocab_and_merges(ordinary_tokens(vocabulary), split_merges(vocabulary)?)
             .ignore_merges(preparation.ignore_merges)
@@ -67,28 +97,56 @@ impl Tokenizer {
             .map_err(|error| TextError::InvalidVocabulary(error.to_string()))?;
         let mut ordinary = tokenizers::Tokenizer::new(model);
         ordinary.with_pre_tokenizer(Some(preparation.pre_tokenizer()?));
-        let of_kinds = |kinds: &'static [TokenKind]| {
-            SpecialTokens::new(
-                tokens(vocabulary)
-                    .filter(|(_, kind, _)| kinds.contains(kind))
-                    .map(|(id, _, text)| (id, text)),
-            )
-        };
-        let encoder = Encoder::Bpe {
-            ordinary: Box::new(ordinary),
-            all: of_kinds(&[TokenKind::Control, TokenKind::UserDefined])?,
-            user_defined: of_kinds(&[TokenKind::UserDefined])?,
-        };
-        let mut tables = Tables::with_capacity(vocabulary.tokens.len());
-        for (_, kind, text) in tokens(vocabulary) {
-            match kind {
-                TokenKind::Normal => append_bytes(text, &mut tables.bytes),
-                TokenKind::Byte => tables.bytes.push(raw_byte(text)?),
-                _ => tables.bytes.extend_from_slice(text.as_bytes()),
-            }
-            tables.end_token(kind == TokenKind::Control)?;
+        let tokens = || tokens(&vocabulary.tokens, &vocabulary.kinds);
+        let matched = MatchedTokens::new(tokens())?;
+        let mut table = TokenTable::with_capacity(vocabulary.tokens.len());
+        for (_, kind, text) in tokens() {
+            table.push(kind == TokenKind::Control, |bytes| {
+                match kind {
+                    TokenKind::Normal => append_bytes(text, bytes),
+                    TokenKind::Byte => bytes.push(raw_byte(text)?),
+                    _ => bytes.extend_from_slice(text.as_bytes()),
+                }
+                Ok(())
+            })?;
         }
-        Ok(tables.into_tokenizer(encoder))
+        Ok(Self { encoder: Encoder::Bpe { ordinary: Box::new(ordinary), matched }, table })
+    }
+
+    fn from_pieces(vocabulary: &SentencePieceVocabulary) -> Result<Self, TextError> {
+        check_kinds(&vocabulary.tokens, &vocabulary.kinds)?;
+        // Control tokens are texts of their own, in which nothing stands for a space.
+        let texts: Vec<_> = tokens(&vocabulary.tokens, &vocabulary.kinds)
+            .map(
+                |(_, kind, text)| {
+                    if kind == TokenKind::Control { text.into() } else { spaces_for_marks(text) }
+                },
+            )
+            .collect();
+        let tokens = || {
+            let ids = (0_u32..).map(TokenId);
+            let texts = vocabulary.kinds.iter().zip(&texts);
+            ids.zip(texts).map(|(id, (kind, text))| (id, *kind, &**text))
+        };
+        let mut table = TokenTable::with_capacity(texts.len());
+        for (_, kind, text) in tokens() {
+            table.push(kind == TokenKind::Control, |bytes| {
+                match kind {
+                    TokenKind::Byte => bytes.push(raw_byte(text)?),
+                    _ => bytes.extend_from_slice(text.as_bytes()),
+                }
+                Ok(())
+            })?;
+        }
+        // A text may write each of a token's spaces as a mark.
+        let written = |text: &str| text.len() + 2 * text.matches(' ').count();
+        table.raise_max_token_bytes(tokens().map(|(_, _, text)| written(text)).max().unwrap_or(0));
+        let encoder = Encoder::SentencePiece {
+            ordinary: Box::new(PieceEncoder::new(vocabulary, &table)?),
+            matched: MatchedTokens::new(tokens())?,
+            add_space_prefix: vocabulary.add_space_prefix,
+        };
+        Ok(Self { encoder, table })
     }
 
     fn from_json(text: &str) -> Result<Self, TextError> {
@@ -102,39 +160,53 @@ impl Tokenizer {
         literal.set_encode_special_tokens(true);
         let added = parsing.get_added_tokens_decoder();
         let size = parsing.get_vocab(true).into_values().max().map_or(0, |last| last + 1);
-        let mut tables = Tables::with_capacity(size as usize);
+        let mut table = TokenTable::with_capacity(size as usize);
         for id in 0..size {
             let added = added.get(&id);
-            if let Some(token) = added {
-                tables.bytes.extend_from_slice(token.content.as_bytes());
-            } else {
-                append_bytes(&parsing.id_to_token(id).unwrap_or_default(), &mut tables.bytes);
-            }
-            let is_special = added.is_some_and(|token| token.special);
-            tables.end_token(is_special)?;
+            table.push(added.is_some_and(|token| token.special), |bytes| {
+                match added {
+                    Some(token) => bytes.extend_from_slice(token.content.as_bytes()),
+                    None => append_bytes(&parsing.id_to_token(id).unwrap_or_default(), bytes),
+                }
+                Ok(())
+            })?;
         }
-        Ok(tables.into_tokenizer(Encoder::Json {
-            parsing: Box::new(parsing),
-            literal: Box::new(literal),
-        }))
+        let encoder = Encoder::Json { parsing: Box::new(parsing), literal: Box::new(literal) };
+        Ok(Self { encoder, table })
     }
 
     /// The tokens of `text`. With `parse_special`, texts of special tokens in it become those tokens;
     /// without, they are ordinary text. Adds no beginning-of-sequence token.
     ///
     /// # Errors
-    /// The pre-tokenizer's regular expression gave up on the text.
+    /// The pre-tokenizer's regular expression gave up on the text, or it is absurdly long.
     pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<TokenId>, TextError> {
         let mut ids = Vec::with_capacity(text.len() / 3);
         match &self.encoder {
-            Encoder::Bpe { ordinary, all, user_defined } => {
-                let special = if parse_special { all } else { user_defined };
-                special.split(text, |piece| match piece {
+            Encoder::Bpe { ordinary, matched } => {
+                matched.of(parse_special).split(text, |piece| match piece {
                     Piece::Token(id) => {
                         ids.push(id);
                         Ok(())
                     }
                     Piece::Text(text) => encode_ordinary(ordinary, text, &mut ids),
+                })?;
+            }
+            Encoder::SentencePiece { ordinary, matched, add_space_prefix } => {
+                let matched = matched.of(parse_special);
+                let mut text = spaces_for_marks(text);
+                // Not before a control token, which begins the text itself.
+                let starts_special =
+                    matched.at_start(&text).is_some_and(|id| self.table.is_special(id));
+                if *add_space_prefix && !text.is_empty() && !starts_special {
+                    text = format!(" {text}").into();
+                }
+                matched.split(&text, |piece| match piece {
+                    Piece::Token(id) => {
+                        ids.push(id);
+                        Ok(())
+                    }
+                    Piece::Text(text) => ordinary.encode(&self.table, text, &mut ids),
                 })?;
             }
             Encoder::Json { parsing, literal } => {
@@ -158,10 +230,7 @@ impl Tokenizer {
 
     /// The bytes that one token stands for; empty for an id that the vocabulary does not have.
     pub fn token_bytes(&self, id: TokenId) -> &[u8] {
-        match (self.offsets.get(id.index()), self.offsets.get(id.index() + 1)) {
-            (Some(start), Some(end)) => &self.bytes[*start as usize..*end as usize],
-            _ => &[],
-        }
+        self.table.get(id)
     }
 
     /// The text of one token on its own; a part of a character becomes U+FFFD.
@@ -171,76 +240,47 @@ impl Tokenizer {
 
     /// Whether the token is special: matched before ordinary text, not part of an answer's text.
     pub fn is_special(&self, id: TokenId) -> bool {
-        self.special.get(id.index()).copied().unwrap_or(false)
+        self.table.is_special(id)
     }
 
     /// Number of tokens.
     pub fn vocab_size(&self) -> usize {
-        self.special.len()
+        self.table.len()
     }
 
-    /// Length of the longest token in bytes: a text of `n` bytes has at least `n` divided by this
+    /// Length of the longest token in bytes, as a text may write it: a text of `n` bytes has at least `n` divided by this
     /// many tokens, unless a `tokenizer.json` shortens it first.
     pub fn max_token_bytes(&self) -> usize {
-        self.max_token_bytes
-    }
-}
-
-/// Per-token tables under construction.
-struct Tables {
-    bytes: Vec<u8>,
-    offsets: Vec<u32>,
-    special: Vec<bool>,
-    max_token_bytes: usize,
-}
-
-impl Tables {
-    fn with_capacity(num_tokens: usize) -> Self {
-        let mut offsets = Vec::with_capacity(num_tokens + 1);
-        offsets.push(0);
-        let special = Vec::with_capacity(num_tokens);
-        Self { bytes: Vec::with_capacity(num_tokens * 8), offsets, special, max_token_bytes: 0 }
-    }
-
-    /// Closes the token whose bytes were appended.
-    fn end_token(&mut self, special: bool) -> Result<(), TextError> {
-        let end = u32::try_from(self.bytes.len()).map_err(|_| {
-            TextError::InvalidVocabulary("tokens have over 4 GiB of text".to_owned())
-        })?;
-        let start = self.offsets.last().copied().unwrap_or(0);
-        self.max_token_bytes = self.max_token_bytes.max((end - start) as usize);
-        self.offsets.push(end);
-        self.special.push(special);
-        Ok(())
-    }
-
-    fn into_tokenizer(self, encoder: Encoder) -> Tokenizer {
-        let Self { bytes, offsets, special, max_token_bytes } = self;
-        Tokenizer { encoder, bytes, offsets, special, max_token_bytes }
+        self.table.max_token_bytes()
     }
 }
 
 /// Ids, kinds and texts of the tokens.
-fn tokens(vocabulary: &BpeVocabulary) -> impl Iterator<Item = (TokenId, TokenKind, &str)> {
-    let texts = vocabulary.tokens.iter().map(String::as_str);
-    (0_u32..)
-        .map(TokenId)
-        .zip(&vocabulary.kinds)
-        .zip(texts)
-        .map(|((id, kind), text)| (id, *kind, text))
+fn tokens<'a>(
+    texts: &'a [String],
+    kinds: &'a [TokenKind],
+) -> impl Iterator<Item = (TokenId, TokenKind, &'a str)> {
+    let tokens = (0_u32..).map(TokenId).zip(kinds).zip(texts);
+    tokens.map(|((id, kind), text)| (id, *kind, text.as_str()))
 }
 
-fn check_vocabulary(vocabulary: &BpeVocabulary) -> Result<(), TextError> {
-    if vocabulary.tokens.len() != vocabulary.kinds.len() {
-        return Err(TextError::InvalidVocabulary(format!(
-            "{} tokens but {} token types",
-            vocabulary.tokens.len(),
-            vocabulary.kinds.len()
-        )));
+/// A text as its pieces have it: every `▁` is a space.
+fn spaces_for_marks(text: &str) -> Cow<'_, str> {
+    if text.contains(SPACE_MARK) { text.replace(SPACE_MARK, " ").into() } else { text.into() }
+}
+
+fn check_kinds(tokens: &[String], kinds: &[TokenKind]) -> Result<(), TextError> {
+    if tokens.len() == kinds.len() {
+        return Ok(());
     }
+    let message = format!("{} tokens but {} token types", tokens.len(), kinds.len());
+    Err(TextError::InvalidVocabulary(message))
+}
+
+fn check_alphabet(vocabulary: &BpeVocabulary) -> Result<(), TextError> {
     // With a token for every byte that text can have, no text is lost.
     let mut present = [false; 256];
-    for (_, kind, text) in tokens(vocabulary) {
+    for (_, kind, text) in tokens(&vocabulary.tokens, &vocabulary.kinds) {
         let mut characters = text.chars();
         if let (TokenKind::Normal, Some(first), None) = (kind, characters.next(), characters.next())
             && let Some(byte) = crate::byte_level::byte_of(first)
@@ -262,7 +302,7 @@ fn check_vocabulary(vocabulary: &BpeVocabulary) -> Result<(), TextError> {
 fn ordinary_tokens(vocabulary: &BpeVocabulary) -> Vocab {
     let mut ordinary = Vocab::default();
     ordinary.reserve(vocabulary.tokens.len());
-    for (id, kind, text) in tokens(vocabulary) {
+    for (id, kind, text) in tokens(&vocabulary.tokens, &vocabulary.kinds) {
         if matches!(kind, TokenKind::Normal | TokenKind::UserDefined) {
             ordinary.entry(text.to_owned()).or_insert(id.0);
         }

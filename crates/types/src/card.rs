@@ -5,7 +5,7 @@ use crate::{Epoch, TokenId};
 /// A served model, as far as text and validation are concerned.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelCard {
-    /// The architecture, as the weight file names it (`qwen2`).
+    /// The architecture, as the weight file names it (`qwen2`, `gemma3`).
     pub architecture: String,
     /// A human-readable name from the weight file.
     pub name: String,

@@ -1,6 +1,7 @@
 //! Automation of this repository: `cargo xtask serve`, `test`, `lint`, `soak`, `tidy`.
 
 mod lint;
+mod models;
 mod python;
 mod serve;
 mod soak;
@@ -37,7 +38,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
         args: Vec<String>,
     },
-    /// Install what the tests need (a Python environment, the demo model), then run all tests.
+    /// Install what the tests need (a Python environment, two small models), then run all tests.
     Test {
         /// Run only tests whose name contains one of these words.
         #[arg(long, num_args = 1.., value_name = "FILTER")]

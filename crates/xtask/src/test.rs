@@ -1,7 +1,6 @@
 //! `cargo xtask test`: what the tests need, then all of them.
 
 use std::io::{self, BufRead as _, BufReader, Write};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -9,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
-use crate::python;
 use crate::step::{show, step, step_command};
 use crate::workspace::Workspace;
+use crate::{models, python};
 
 /// How long the tests may be silent before it is checked that they still run.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -21,33 +20,16 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) fn run(workspace: &Workspace, only: &[String]) -> anyhow::Result<()> {
     step_command("build", workspace.cargo().args(["build", "--workspace", "--all-targets"]))?;
     let python = step("python environment", || python::ensure(&workspace.target_dir))?;
-    let model = step("demo model", || fetch_demo_model(&workspace.target_dir))?;
+    let model = step("demo model", || models::demo(&workspace.target_dir))?;
+    let gemma = step("Gemma 3 270M", models::gemma)?;
     let mut tests = workspace.cargo();
     tests
         .args(["test", "--workspace", "--no-fail-fast", "--"])
         .args(only)
         .env("OARLOCK_TEST_PYTHON", python)
-        .env("OARLOCK_DEMO_MODEL", model);
+        .env("OARLOCK_DEMO_MODEL", model)
+        .envs(gemma.map(|path| ("OARLOCK_GEMMA_MODEL", path)));
     step("tests", || run_tests(&mut tests, &mut io::stdout()))
-}
-
-/// `oarlock fetch demo` prints the path of the model as its last line.
-fn fetch_demo_model(target_dir: &Path) -> anyhow::Result<PathBuf> {
-    let mut fetch = Command::new(target_dir.join("debug/oarlock"));
-    fetch.args(["fetch", "demo"]).stdin(Stdio::null()).stderr(Stdio::inherit());
-    let shown = show(&fetch);
-    eprintln!("$ {shown}");
-    let output = fetch.output().with_context(|| format!("cannot start `{shown}`"))?;
-    if !output.status.success() {
-        bail!("`{shown}` ended with {}", output.status);
-    }
-    let stdout = String::from_utf8(output.stdout).context("a path that is not UTF-8")?;
-    let path = PathBuf::from(stdout.lines().last().unwrap_or_default());
-    if !path.is_file() {
-        bail!("`{shown}` printed {:?}, which is no file", path.display().to_string());
-    }
-    eprintln!("{}", path.display());
-    Ok(path)
 }
 
 /// Runs cargo and passes its output on to `out`, then closes with the sum over all test programs.

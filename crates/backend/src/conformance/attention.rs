@@ -115,6 +115,13 @@ pub(super) fn shapes<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
     cases.push(window);
     window.params.sliding_window = Some(1);
     cases.push(window);
+    // Gemma 3 270M's heads, and a window of two whole parts of 256.
+    let mut gemma = Case::new(1, 4, 256, 270);
+    gemma.params.sliding_window = Some(200);
+    cases.push(gemma);
+    let mut two_parts = Case::new(1, 2, 16, 600);
+    two_parts.params.sliding_window = Some(512);
+    cases.push(two_parts);
     let mut cap = Case::new(1, 4, 64, 300);
     cap.params.soft_cap = Some(5.0);
     cases.push(cap);
@@ -164,6 +171,25 @@ pub(super) fn blocks_do_not_matter<B: Backend>(make: Make<'_, B>, tolerances: &T
     assert_same(&got, &whole, "scattered blocks beside another sequence");
     let want = Layer::new(oracle(), case, 64).whole(&mine);
     assert_near(&got, &want, tolerances.attention, "scattered blocks");
+}
+
+/// Positions outside of a window do not count, whatever is there: whole parts and blocks of them, and
+/// neighbors inside the window's first block.
+pub(super) fn what_no_window_shows_is_not_looked_at<B: Backend>(make: Make<'_, B>) {
+    let mut case = Case::new(2, 2, 32, 590);
+    case.params.sliding_window = Some(70);
+    let input = case.input(16);
+    let mut layer = Layer::new(make(limits()), case, case.blocks());
+    let whole = layer.whole(&input);
+    // The last 60 rows see positions from 530 - 69 on.
+    let first_seen = 530 + 1 - 70;
+    let mut spoiled = input.clone();
+    spoiled[..first_seen * case.width()].fill(f32::NAN);
+    let got = layer.whole(&spoiled);
+    let tail = 530 * case.out_width();
+    assert_same(&got[tail..], &whole[tail..], "rows that see nothing of the spoiled positions");
+    let row_before = &got[tail - case.out_width()..tail];
+    assert!(row_before.iter().all(|value| value.is_nan()), "the row before sees one of them");
 }
 
 /// A copied block serves as its original did.

@@ -46,12 +46,17 @@ pub fn run_all<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
     rows::embedding(make, tolerances);
     rows::norm(make, tolerances);
     rows::activations(make, tolerances);
+    rows::norm_in_place(make, tolerances);
+    rows::head_norm(make, tolerances);
+    rows::soft_cap(make, tolerances);
     attention::shapes(make, tolerances);
     attention::chunks_do_not_matter(make);
     attention::blocks_do_not_matter(make, tolerances);
+    attention::what_no_window_shows_is_not_looked_at(make);
     attention::blocks_are_copied(make);
     sampling::as_the_sampler(make);
     sampling::tiles(make);
+    sampling::large_vocabulary(make);
 }
 
 /// Limits for the suite's steps.

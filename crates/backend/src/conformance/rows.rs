@@ -1,7 +1,7 @@
-//! Row-wise operations: embedding, norm, activation.
+//! Row-wise operations: embedding, norms, activation, soft cap.
 
 use crate::quant::random_row;
-use crate::{Activation, Backend, RowSet, WeightKind, WeightView};
+use crate::{Activation, AttentionParams, Backend, RowSet, WeightKind, WeightView};
 
 use super::{Make, TestStep, Tolerances, assert_near, assert_same, limits, oracle, random_values};
 
@@ -54,6 +54,85 @@ pub(super) fn norm<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
             let alone = run(&mut backend, 1, width, with_delta);
             assert_same(&alone.0, &got.0[..width], "norm of the first row alone");
         }
+    }
+}
+
+/// The norm alone.
+pub(super) fn norm_in_place<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
+    fn run<B: Backend>(backend: &mut B, width: usize, input: &[f32]) -> Vec<f32> {
+        let weight = backend.vector(&random_values(width, 1)).expect("a vector");
+        let mut values = backend.tensor(RowSet::Tokens, width).expect("a tensor");
+        TestStep::rows(input.len() / width).begin(backend, &[]);
+        backend.write(&mut values, input);
+        backend.rms_norm(&mut values, &weight, 1e-6);
+        backend.read(&values)
+    }
+    for width in [16, 40, 640, 1001] {
+        let mut input = random_values(33 * width, 2);
+        input[width..2 * width].fill(0.0);
+        let mut backend = make(limits());
+        let got = run(&mut backend, width, &input);
+        let want = run(&mut oracle(), width, &input);
+        assert_near(&got, &want, tolerances.exact, &format!("norm of {width} in place"));
+        let alone = run(&mut backend, width, &input[..width]);
+        assert_same(&alone, &got[..width], "norm of the first row alone");
+    }
+}
+
+/// The norm of each query and key head; values stay.
+pub(super) fn head_norm<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
+    fn run<B: Backend>(backend: &mut B, params: &AttentionParams, input: &[f32]) -> Vec<f32> {
+        let width = (params.num_heads + 2 * params.num_kv_heads) * params.head_dim;
+        let [query_weight, key_weight] =
+            [1, 2].map(|seed| backend.vector(&random_values(params.head_dim, seed)));
+        let mut qkv = backend.tensor(RowSet::Tokens, width).expect("a tensor");
+        TestStep::rows(input.len() / width).begin(backend, &[]);
+        backend.write(&mut qkv, input);
+        let (query_weight, key_weight) =
+            (query_weight.expect("a vector"), key_weight.expect("a vector"));
+        backend.head_rms_norm(&mut qkv, &query_weight, &key_weight, 1e-6, params);
+        backend.read(&qkv)
+    }
+    for (num_heads, num_kv_heads, head_dim) in [(4, 1, 256), (6, 3, 48), (2, 2, 16)] {
+        let (scale, sliding_window, soft_cap) = (1.0, None, None);
+        let params =
+            AttentionParams { num_heads, num_kv_heads, head_dim, scale, sliding_window, soft_cap };
+        let width = (num_heads + 2 * num_kv_heads) * head_dim;
+        let input = random_values(34 * width, 3);
+        let mut backend = make(limits());
+        let got = run(&mut backend, &params, &input);
+        let want = run(&mut oracle(), &params, &input);
+        assert_near(&got, &want, tolerances.exact, &format!("head norm {params:?}"));
+        let values = (num_heads + num_kv_heads) * head_dim;
+        for (got, input) in got.chunks(width).zip(input.chunks(width)) {
+            assert_same(&got[values..], &input[values..], "values beside the normed heads");
+        }
+        let alone = run(&mut backend, &params, &input[..width]);
+        assert_same(&alone, &got[..width], "head norm of the first row alone");
+    }
+}
+
+/// The soft cap, of tokens and of gathered rows.
+pub(super) fn soft_cap<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
+    fn run<B: Backend>(backend: &mut B, width: usize, input: &[f32]) -> Vec<f32> {
+        let mut values = backend.tensor(RowSet::Tokens, width).expect("a tensor");
+        TestStep::rows(input.len() / width).begin(backend, &[]);
+        backend.write(&mut values, input);
+        backend.soft_cap(&mut values, 30.0);
+        backend.read(&values)
+    }
+    for width in [1, 100, 4096] {
+        let mut input = random_values(5 * width, 6);
+        input.iter_mut().step_by(3).for_each(|value| *value *= 40.0);
+        input[0] = f32::NAN;
+        let mut backend = make(limits());
+        let got = run(&mut backend, width, &input);
+        let want = run(&mut oracle(), width, &input);
+        assert!(got[0].is_nan(), "a NaN stays one");
+        assert_near(&got[1..], &want[1..], tolerances.exact, &format!("soft cap of {width}"));
+        assert!(got[1..].iter().all(|value| value.abs() <= 30.0), "values within the cap");
+        let last = run(&mut backend, width, &input[4 * width..]);
+        assert_same(&last, &got[4 * width..], "soft cap of the last row alone");
     }
 }
 

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use oarlock_types::{LogitRules, SamplingParams, SlotError, TokenId};
 
-use crate::{Backend, History, LogitKind, LogitRow, RowResult, RowSet};
+use crate::{
+    Backend, BackendLimits, History, LogitKind, LogitRow, OracleBackend, RowResult, RowSet,
+};
 
 use super::{Make, TestStep, limits, oracle, random_values};
 
@@ -121,6 +123,37 @@ pub(super) fn as_the_sampler<B: Backend>(make: Make<'_, B>) {
         got.iter().enumerate().all(|(i, result)| i == 2 || result.outcome.is_ok()),
         "other rows"
     );
+}
+
+/// Gemma's vocabulary, with the best tokens at its ends.
+pub(super) fn large_vocabulary<B: Backend>(make: Make<'_, B>) {
+    fn run<B: Backend>(backend: &mut B, wanted: &[LogitRow<'_>], logits: &[f32]) -> Vec<RowResult> {
+        let mut from = backend.tensor(RowSet::Tokens, 16).expect("a tensor");
+        let mut gathered = backend.tensor(RowSet::Gathered, 16).expect("a tensor");
+        let mut scores = backend.tensor(RowSet::Gathered, LARGE).expect("a tensor");
+        TestStep::rows(wanted.len()).begin(backend, wanted);
+        backend.write(&mut from, &vec![0.0; wanted.len() * 16]);
+        backend.gather(&mut gathered, &from, 0..wanted.len());
+        backend.write(&mut scores, logits);
+        backend.sample(&scores);
+        let mut results = Vec::new();
+        backend.finish_step(&mut results).expect("a working device");
+        results
+    }
+    const LARGE: usize = 1 << 18;
+    let limits = BackendLimits { max_gathered: 5, ..limits() };
+    let params = params();
+    let row = |(row, params)| LogitRow { row, kind: sample(params, 100 + row) };
+    let wanted: Vec<_> = (0..).zip(&params).map(row).collect();
+    let mut logits = random_values(wanted.len() * LARGE, 23);
+    logits[LARGE - 1] = 30.0;
+    logits[LARGE] = 40.0;
+    let got = run(&mut make(limits), &wanted, &logits);
+    let want = run(&mut OracleBackend::new(limits), &wanted, &logits);
+    assert_eq!(got, want, "sampled rows of a large vocabulary");
+    let drawn = |row: usize| got[row].outcome.as_ref().expect("a token").0;
+    assert_eq!(drawn(0), TokenId(LARGE as u32 - 1), "the last token is the best");
+    assert_eq!(drawn(1), TokenId(0), "the first token is the best");
 }
 
 /// Tiles of any size give the same results.

@@ -242,6 +242,32 @@ impl Backend for OracleBackend {
         }
     }
 
+    fn rms_norm(&mut self, values: &mut OracleTensor, weight: &Vec<f32>, eps: f32) {
+        for row in 0..self.rows(values.rows) {
+            ops::rms_norm(values.row_mut(row), weight, eps);
+        }
+    }
+
+    fn head_rms_norm(
+        &mut self,
+        qkv: &mut OracleTensor,
+        query_weight: &Vec<f32>,
+        key_weight: &Vec<f32>,
+        eps: f32,
+        params: &AttentionParams,
+    ) {
+        for row in 0..self.rows(qkv.rows) {
+            let row = qkv.row_mut(row);
+            let (queries, others) = row.split_at_mut(params.num_heads * params.head_dim);
+            let keys = &mut others[..params.num_kv_heads * params.head_dim];
+            for (heads, weight) in [(queries, query_weight), (keys, key_weight)] {
+                for head in heads.chunks_exact_mut(params.head_dim) {
+                    ops::rms_norm(head, weight, eps);
+                }
+            }
+        }
+    }
+
     fn linear(
         &mut self,
         out: &mut OracleTensor,
@@ -289,6 +315,14 @@ impl Backend for OracleBackend {
     ) {
         for row in 0..self.rows(gate_up.rows) {
             ops::gated_activation(out.row_mut(row), gate_up.row(row), activation);
+        }
+    }
+
+    fn soft_cap(&mut self, values: &mut OracleTensor, cap: f32) {
+        for row in 0..self.rows(values.rows) {
+            for value in values.row_mut(row) {
+                *value = cap * (*value / cap).tanh();
+            }
         }
     }
 

@@ -29,10 +29,16 @@ pub(super) fn add_rms_norm(
             *r += d;
         }
     }
-    let mean = dot(residual, residual) / residual.len() as f32;
+    out.copy_from_slice(residual);
+    rms_norm(out, weight, eps);
+}
+
+pub(super) fn rms_norm(values: &mut [f32], weight: &[f32], eps: f32) {
+    assert_eq!(values.len(), weight.len(), "width of the norm");
+    let mean = dot(values, values) / values.len() as f32;
     let inverse = 1.0 / (mean + eps).sqrt();
-    for ((out, r), w) in out.iter_mut().zip(residual.iter()).zip(weight) {
-        *out = r * inverse * w;
+    for (value, weight) in values.iter_mut().zip(weight) {
+        *value = *value * inverse * weight;
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod api;
 mod determinism;
+mod gemma;
 mod lifecycle;
 mod limits;
 mod options;

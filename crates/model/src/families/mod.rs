@@ -1,5 +1,6 @@
 //! Model families: each says, as data, what its decoder looks like and what its tensors are called.
 
+mod gemma3;
 mod qwen2;
 
 use oarlock_backend::{Activation, RotaryStyle};
@@ -21,25 +22,57 @@ pub(crate) struct DecoderSpec {
     pub(crate) context_length: usize,
     pub(crate) norm_eps: f32,
     pub(crate) rope_theta: f32,
+    /// Linear scaling: positions are divided by this before they become angles.
+    pub(crate) rope_divisor: f32,
     pub(crate) rotary_style: RotaryStyle,
+    /// Layers that see a window; `None` where all see the whole context.
+    pub(crate) windowed: Option<WindowedLayers>,
     /// Queries, keys and values have biases.
     pub(crate) qkv_bias: bool,
+    /// Query heads and key heads are normed before they are rotated.
+    pub(crate) head_norms: bool,
+    /// Outputs of attention and feed-forward layers are normed before they join the residual.
+    pub(crate) post_norms: bool,
     pub(crate) activation: Activation,
+    /// Factor of the embedding.
+    pub(crate) embedding_scale: f32,
+    /// Factor of the scores.
+    pub(crate) attention_scale: f32,
+    pub(crate) attention_soft_cap: Option<f32>,
+    pub(crate) logit_soft_cap: Option<f32>,
+}
+
+/// Layers whose tokens see the last `window` positions only, with angles of their own, not scaled.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct WindowedLayers {
+    pub(crate) window: u32,
+    /// By layer: whether it is one of them.
+    pub(crate) layers: Vec<bool>,
+    pub(crate) rope_theta: f32,
 }
 
 /// The family's description of the model that `metadata` belong to.
 pub(crate) fn spec(metadata: &Metadata) -> Result<DecoderSpec, ModelError> {
     let spec = match metadata.str("general.architecture")? {
+        "gemma3" => gemma3::spec(metadata)?,
         "qwen2" => qwen2::spec(metadata)?,
         other => {
             return Err(ModelError::Architecture {
                 architecture: other.to_owned(),
-                supported: "qwen2".to_owned(),
+                supported: "gemma3, qwen2".to_owned(),
             });
         }
     };
     check(&spec)?;
     Ok(spec)
+}
+
+/// Size of the vocabulary: that of the file's tokenizer, or what `key` says where it has none.
+fn vocab_size(metadata: &Metadata, key: &str) -> Result<usize, ModelError> {
+    match metadata.find_array("tokenizer.ggml.tokens")? {
+        Some(tokens) => Ok(tokens.len()),
+        None => metadata.positive(key),
+    }
 }
 
 /// Tokens of a vocabulary at most: what sums of 64-bit sampling weights have room for.

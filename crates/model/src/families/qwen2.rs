@@ -2,7 +2,7 @@
 
 use oarlock_backend::{Activation, RotaryStyle};
 
-use super::DecoderSpec;
+use super::{DecoderSpec, vocab_size};
 use crate::ModelError;
 use crate::gguf::Metadata;
 
@@ -17,10 +17,6 @@ pub(super) fn spec(metadata: &Metadata) -> Result<DecoderSpec, ModelError> {
         None => hidden / num_heads,
         Some(len) => len as usize,
     };
-    let vocab_size = match metadata.find_array("tokenizer.ggml.tokens")? {
-        Some(tokens) => tokens.len(),
-        None => metadata.positive("qwen2.vocab_size")?,
-    };
     if let Some(scaling) = metadata.find_str("qwen2.rope.scaling.type")?
         && scaling != "none"
     {
@@ -34,12 +30,20 @@ pub(super) fn spec(metadata: &Metadata) -> Result<DecoderSpec, ModelError> {
         num_kv_heads,
         head_dim,
         feed_forward: metadata.positive("qwen2.feed_forward_length")?,
-        vocab_size,
+        vocab_size: vocab_size(metadata, "qwen2.vocab_size")?,
         context_length: metadata.positive("qwen2.context_length")?,
         norm_eps: metadata.f32("qwen2.attention.layer_norm_rms_epsilon")?,
         rope_theta: metadata.find_f32("qwen2.rope.freq_base")?.unwrap_or(10_000.0),
+        rope_divisor: 1.0,
         rotary_style: RotaryStyle::Half,
+        windowed: None,
         qkv_bias: true,
+        head_norms: false,
+        post_norms: false,
         activation: Activation::Silu,
+        embedding_scale: 1.0,
+        attention_scale: 1.0 / (head_dim as f32).sqrt(),
+        attention_soft_cap: None,
+        logit_soft_cap: None,
     })
 }
