@@ -2,6 +2,7 @@
 
 mod arguments;
 mod fetch;
+mod keys;
 mod loading;
 mod serve;
 
@@ -30,6 +31,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(arguments) => run_serve(*arguments),
         Command::Fetch(command) => run_fetch(&command),
+        Command::Keys(arguments) => keys::run(arguments),
         Command::Worker(arguments) => run_worker(arguments),
     }
 }

@@ -160,8 +160,9 @@ fn refuse_own(from: &str, to: &str, is_dev: bool) -> Option<String> {
         if to == "telemetry" || to == "config" {
             return None;
         }
-        // Membership, as the gateway sees it, is a library: it looks engines up there.
-        if from == "gateway" && to == "discovery" {
+        // Membership and keys, as the gateway sees them, are libraries: it looks engines and callers
+        // up there.
+        if from == "gateway" && (to == "discovery" || to == "access") {
             return None;
         }
         if to_layer == Layer::Processes {
@@ -215,6 +216,7 @@ mod tests {
             ("worker", "model"),
             ("engine", "scheduler"),
             ("gateway", "discovery"),
+            ("gateway", "access"),
             ("gateway", "telemetry"),
             ("cli", "worker"),
             ("testkit", "types"),
@@ -236,6 +238,7 @@ mod tests {
             ("engine", "worker"),
             ("gateway", "engine"),
             ("engine", "discovery"),
+            ("engine", "access"),
             ("engine", "testkit"),
             ("model", "telemetry"),
             ("discovery", "cli"),
