@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use oarlock_worker::InstructionSet;
 
 use crate::keys::KeysArguments;
+use crate::limits::LimitArguments;
 
 /// Serves private language models over the OpenAI API.
 #[derive(Debug, Parser)]
@@ -132,6 +133,8 @@ pub(crate) struct ServeArguments {
     /// Where fetched models are kept.
     #[arg(long, env = "OARLOCK_CACHE", value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) limits: LimitArguments,
 }
 
 /// Options of the CPU backend.

@@ -3,6 +3,7 @@
 mod arguments;
 mod fetch;
 mod keys;
+mod limits;
 mod loading;
 mod serve;
 

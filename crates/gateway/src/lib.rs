@@ -6,13 +6,18 @@
 //!
 //! `README.md` beside this crate lists routes, fields, limits and error codes.
 
+mod activity;
+mod addresses;
 mod app;
 mod body;
+mod budget;
+mod caller;
 mod chat;
 mod chat_response;
 mod completion_response;
 mod completions;
 mod config;
+mod connection;
 mod error;
 mod fields;
 mod generate;
@@ -24,6 +29,7 @@ mod models;
 mod routes;
 mod sampling;
 mod server;
+mod socket;
 mod stream;
 mod tokenize;
 
