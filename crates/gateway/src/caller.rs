@@ -1,7 +1,10 @@
 //! Who asks: the check of the key, before anything else of a request is looked at.
 #![cfg_attr(
     not(test),
-    expect(dead_code, reason = "the request path and gRPC take it over next; then remove this line")
+    expect(
+        dead_code,
+        reason = "the request path and gRPC take it over next; then remove this line"
+    )
 )]
 
 use std::convert::Infallible;

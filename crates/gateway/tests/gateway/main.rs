@@ -13,6 +13,10 @@ mod fields;
 #[cfg(test)]
 mod infrastructure;
 #[cfg(test)]
+mod keys;
+#[cfg(test)]
+mod patience;
+#[cfg(test)]
 mod random_bodies;
 #[cfg(test)]
 mod sockets;
