@@ -9,7 +9,9 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use oarlock_worker::InstructionSet;
 
-use crate::limits::RequestLimitArguments;
+use crate::keys::KeysArguments;
+use crate::limits::LimitArguments;
+use crate::request_limits::RequestLimitArguments;
 
 /// Serves private language models over the OpenAI API.
 #[derive(Debug, Parser)]
@@ -20,7 +22,8 @@ use crate::limits::RequestLimitArguments;
                   -H 'content-type: application/json' \\\n    -d '{\"model\": \"demo\", \"messages\": \
                   [{\"role\": \"user\", \"content\": \"What is a mutex?\"}]}'\n\n\
                   Environment:\n  OARLOCK_LOG    what is logged: error, warn, info (default), debug, \
-                  or per module, e.g. info,oarlock_engine=debug\n  OARLOCK_CACHE  where fetched models are kept"
+                  or per module, e.g. info,oarlock_engine=debug\n  OARLOCK_CACHE  where fetched models are kept\n  \
+                  OARLOCK_KEYS   the keys file"
 )]
 pub(crate) struct Arguments {
     /// Log JSON objects, one per line, instead of text.
@@ -38,6 +41,8 @@ pub(crate) enum Command {
     /// Fetch a model without serving it, and print its path.
     #[command(subcommand)]
     Fetch(FetchCommand),
+    /// Add, list and revoke the keys of a server.
+    Keys(KeysArguments),
     /// A worker process. The engine starts it; not for people.
     #[command(hide = true)]
     Worker(WorkerArguments),
@@ -89,9 +94,13 @@ pub(crate) struct ServeArguments {
     /// A GGUF file, or `demo`: Qwen2.5-Coder-0.5B-Instruct, fetched once.
     #[arg(long, value_name = "PATH|demo")]
     pub(crate) model: Model,
-    /// Address to listen on. Others than loopback reach the network: there are no keys yet.
+    /// Address to listen on. Others than loopback reach the network: give them --keys.
     #[arg(long, default_value = "127.0.0.1")]
     pub(crate) host: IpAddr,
+    /// The keys file; see `oarlock keys --help`. Without one, or while it has never had a key,
+    /// everybody who reaches the server may use it. Changes are noticed within a second or two.
+    #[arg(long, env = "OARLOCK_KEYS", value_name = "FILE")]
+    pub(crate) keys: Option<PathBuf>,
     /// Port to listen on; 0 picks a free one.
     #[arg(long, default_value_t = 8000)]
     pub(crate) port: u16,
@@ -135,6 +144,8 @@ pub(crate) struct ServeArguments {
     /// Where fetched models are kept.
     #[arg(long, env = "OARLOCK_CACHE", value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) limits: LimitArguments,
 }
 
 /// Options of the CPU backend.

@@ -2,8 +2,10 @@
 
 mod arguments;
 mod fetch;
+mod keys;
 mod limits;
 mod loading;
+mod request_limits;
 mod serve;
 
 use std::io::Write as _;
@@ -31,6 +33,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(arguments) => run_serve(*arguments),
         Command::Fetch(command) => run_fetch(&command),
+        Command::Keys(arguments) => keys::run(arguments),
         Command::Worker(arguments) => run_worker(arguments),
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use oarlock_access::Access;
 use oarlock_discovery::{InMemory, Member};
 use oarlock_engine::{Engine, EngineHandle, EngineOptions, WorkerCommand};
 use oarlock_gateway::{GatewayConfig, Listeners};
@@ -38,6 +39,7 @@ pub(crate) async fn serve(arguments: ServeArguments, model: PathBuf) -> anyhow::
     };
     let grpc_address = grpc.as_ref().map(TcpListener::local_addr).transpose()?;
     let terminated = terminated()?;
+    let config = gateway_config(&arguments)?;
     let engine = Engine::start(engine_options(&arguments, model)?);
     let served_name = served_name(&arguments);
     let display = tokio::spawn(loading::show(engine.handle().watch(), served_name.clone()));
@@ -56,11 +58,6 @@ pub(crate) async fn serve(arguments: ServeArguments, model: PathBuf) -> anyhow::
     members.register(Member { id: "local-0".to_owned(), served_name, engine: client });
 
     let (stop_gateway, gateway_stopped) = oneshot::channel::<()>();
-    let config = GatewayConfig {
-        drain_timeout: Duration::from_secs(arguments.drain_seconds),
-        request: arguments.request_limits.limits(),
-        ..GatewayConfig::default()
-    };
     let listeners = Listeners { http: listener, grpc };
     let gateway = tokio::spawn(oarlock_gateway::serve(listeners, members.view(), config, async {
         drop(gateway_stopped.await);
@@ -103,6 +100,26 @@ pub(crate) async fn serve(arguments: ServeArguments, model: PathBuf) -> anyhow::
 
 fn served_name(arguments: &ServeArguments) -> String {
     arguments.served_name.clone().unwrap_or_else(|| arguments.model.default_name())
+}
+
+fn gateway_config(arguments: &ServeArguments) -> anyhow::Result<GatewayConfig> {
+    arguments.limits.raise_open_files();
+    let access = match &arguments.keys {
+        Some(path) => Access::load(path).context("--keys")?,
+        None => Access::default(),
+    };
+    if !access.demands_key() && !arguments.host.is_loopback() {
+        let host = arguments.host;
+        warn!(%host, "everybody who reaches this address may use the server: there are no keys");
+    }
+    let mut config = GatewayConfig {
+        access,
+        drain_timeout: Duration::from_secs(arguments.drain_seconds),
+        request: arguments.request_limits.limits(),
+        ..GatewayConfig::default()
+    };
+    arguments.limits.apply(&mut config);
+    Ok(config)
 }
 
 fn engine_options(arguments: &ServeArguments, model: PathBuf) -> anyhow::Result<EngineOptions> {

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::budget::ByteBudget;
 use crate::config::GatewayConfig;
 use crate::error::ApiError;
 use crate::models::Models;
@@ -19,6 +20,8 @@ pub(crate) struct Shared {
     pub(crate) view: View,
     pub(crate) models: Models,
     pub(crate) metrics: GatewayMetrics,
+    /// What the bodies of all requests together may take.
+    pub(crate) bodies: ByteBudget,
     draining: AtomicBool,
     in_flight: TaskTracker,
     long_jobs: Arc<Semaphore>,
@@ -35,6 +38,7 @@ impl Shared {
             models: Models::new(view.clone(), config.describe_timeout),
             view,
             metrics: GatewayMetrics::default(),
+            bodies: ByteBudget::new(config.max_bodies_bytes),
             draining: AtomicBool::new(false),
             in_flight,
             long_jobs: Arc::new(Semaphore::new(config.max_long_jobs.max(1))),

@@ -1,36 +1,73 @@
 //! The request's body: bounded, in time, JSON, an object.
 
-use axum::body::Bytes;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{FromRequest, Request};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::IntoResponse;
+use axum::http::{HeaderMap, header};
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 
 use crate::app::App;
+use crate::budget::Reserved;
 use crate::error::ApiError;
 use crate::fields::Fields;
 
-/// A body that is one JSON object.
-pub(crate) struct JsonObject(pub(crate) Fields);
+/// A body that is one JSON object. Its share of the memory for bodies is given back when the whole of
+/// it is dropped, also where the fields were moved out before.
+pub(crate) struct JsonObject(
+    pub(crate) Fields,
+    #[expect(dead_code, reason = "held, not read")] Reserved,
+);
 
 impl FromRequest<App> for JsonObject {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         check_content_type(request.headers())?;
-        let limit = app.config.max_body_bytes;
-        let bytes = timeout(app.config.body_timeout, Bytes::from_request(request, app))
+        let mut reserved = Reserved::default();
+        let reading = read(app, request.into_body(), &mut reserved);
+        let bytes = timeout(app.config.body_timeout, reading)
             .await
-            .map_err(|_| ApiError::body_timeout())?
-            .map_err(|rejection| match rejection.into_response().status() {
-                StatusCode::PAYLOAD_TOO_LARGE => ApiError::body_too_large(limit),
-                _ => ApiError::malformed("The body could not be read"),
-            })?;
-        let num_bytes = bytes.len();
-        let parsed = app.compute(num_bytes, move || parse(&bytes)).await?;
-        parsed.map(|map| Self(Fields::new(map, num_bytes)))
+            .map_err(|_| ApiError::body_timeout())??;
+        let (shared, num_bytes) = (App::clone(app), bytes.len());
+        let parsing = move || {
+            // Once parsed it is larger: a value for every comma or bracket.
+            if !shared.bodies.grow(&mut reserved, weight(&bytes)) {
+                return Err(ApiError::bodies_full());
+            }
+            Ok(Self(Fields::new(parse(&bytes)?, num_bytes), reserved))
+        };
+        app.compute(num_bytes, parsing).await?
     }
+}
+
+/// Reads a body as it comes. Memory is reserved for what has come, not for what was announced: who
+/// announces much and sends nothing takes nothing from others.
+async fn read(app: &App, body: Body, reserved: &mut Reserved) -> Result<Bytes, ApiError> {
+    let limit = app.config.max_body_bytes;
+    if body.size_hint().lower() > limit as u64 {
+        return Err(ApiError::body_too_large(limit));
+    }
+    let mut whole = BytesMut::new();
+    let mut parts = body.into_data_stream();
+    while let Some(part) = parts.next().await {
+        let part = part.map_err(|_| ApiError::malformed("The body could not be read"))?;
+        if part.len() > limit - whole.len() {
+            return Err(ApiError::body_too_large(limit));
+        }
+        if !app.bodies.grow(reserved, whole.len() + part.len()) {
+            return Err(ApiError::bodies_full());
+        }
+        whole.extend_from_slice(&part);
+    }
+    Ok(whole.freeze())
+}
+
+/// Bytes that a body takes as text and as parsed values, at most but for hash tables.
+fn weight(bytes: &[u8]) -> usize {
+    let num_values = bytes.iter().filter(|byte| matches!(byte, b',' | b':' | b'[' | b'{')).count();
+    bytes.len().saturating_add(num_values.saturating_mul(size_of::<Value>()))
 }
 
 fn parse(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {

@@ -9,8 +9,9 @@ use oarlock_text::ChatPrompt;
 
 use crate::app::App;
 use crate::body::JsonObject;
+use crate::caller::Caller;
 use crate::chat_response::ChatWire;
-use crate::choices::{Choices, Fanout, Job};
+use crate::choices::{Admitted, Choices, Fanout, Job};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::messages::Conversation;
@@ -69,14 +70,22 @@ fn take_logprobs(fields: &mut Fields, most: u32) -> Result<Option<u8>, ApiError>
 }
 
 /// Answers one chat request.
-pub(crate) async fn create(State(app): State<App>, body: JsonObject) -> Result<Response, ApiError> {
-    let RunningChat { served, options, choices } = start(&app, body.0).await?;
+pub(crate) async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    body: JsonObject,
+) -> Result<Response, ApiError> {
+    let RunningChat { served, options, choices } = start(&app, caller, body.0).await?;
     let wire = ChatWire::new(&served, &options)?;
     respond(&app, choices, wire, &options).await
 }
 
 /// Checks a chat request and hands it to an engine.
-pub(crate) async fn start(app: &App, fields: Fields) -> Result<RunningChat, ApiError> {
+pub(crate) async fn start(
+    app: &App,
+    caller: Caller,
+    fields: Fields,
+) -> Result<RunningChat, ApiError> {
     let arrived = Instant::now();
     let in_flight = app.admit()?;
     let job = Arc::clone(app);
@@ -95,9 +104,16 @@ pub(crate) async fn start(app: &App, fields: Fields) -> Result<RunningChat, ApiE
         prompt_logprobs: options.prompt_logprobs,
         first_scores_only: true,
     };
-    let settings = Arc::new(Settings::new(app, &served, &mut options).await?);
+    let settings = Arc::new(Settings::new(app, &served, &mut options, &caller).await?);
     let jobs = vec![Job { prompt: prompt.tokens.into(), max_tokens, num_echo_chars: 0 }];
-    let choices = Choices::start(app, &served, settings, jobs, &fanout, in_flight, arrived);
+    let choices = Choices::start(
+        app,
+        &served,
+        settings,
+        jobs,
+        &fanout,
+        Admitted { caller, in_flight, arrived },
+    );
     Ok(RunningChat { choices: choices.await?, served, options })
 }
 

@@ -10,6 +10,7 @@ use oarlock_types::{GroupId, Request, RequestId, SamplingParams, StopCriteria, T
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::app::App;
+use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::generate::{Delta, Finish, Generation, Timing, TokenUsage};
 use crate::models::Served;
@@ -42,7 +43,18 @@ pub(crate) struct Choices {
     usage: Vec<TokenUsage>,
     prompts: Vec<Arc<[TokenId]>>,
     per_prompt: u32,
-    _in_flight: TaskTrackerToken,
+    admitted: Admitted,
+}
+
+/// A request that the gateway has let in.
+pub(crate) struct Admitted {
+    /// Who asked, and pays.
+    pub(crate) caller: Caller,
+    /// Counts it among those that a drain waits for.
+    #[expect(dead_code, reason = "held until the answer is complete")]
+    pub(crate) in_flight: TaskTrackerToken,
+    /// When it came.
+    pub(crate) arrived: Instant,
 }
 
 /// A sequence and what it gave.
@@ -63,8 +75,7 @@ impl Choices {
         settings: Arc<Settings>,
         jobs: Vec<Job>,
         fanout: &Fanout,
-        in_flight: TaskTrackerToken,
-        arrived: Instant,
+        admitted: Admitted,
     ) -> Result<Self, ApiError> {
         let mut generations = Vec::with_capacity(jobs.len() * fanout.choices as usize);
         let prompts = jobs.iter().map(|job| Arc::clone(&job.prompt)).collect();
@@ -76,7 +87,7 @@ impl Choices {
                 let request =
                     Request { prompt_logprobs, group, ..request(&settings, &job, choice) };
                 let events = served.engine.generate(request).await?;
-                let timing = Timing::new(arrived, app.metrics.latencies_of(&served.name));
+                let timing = Timing::new(admitted.arrived, app.metrics.latencies_of(&served.name));
                 generations.push(Generation::new(
                     generations.len() as u32,
                     events,
@@ -93,7 +104,7 @@ impl Choices {
         }
         let usage = generations.iter().map(Generation::usage).collect();
         let running = generations.into_iter().map(turn).collect();
-        Ok(Self { running, usage, prompts, per_prompt: fanout.choices, _in_flight: in_flight })
+        Ok(Self { running, usage, prompts, per_prompt: fanout.choices, admitted })
     }
 
     /// The next piece of any sequence, to be handed to `with`; `None` once all have ended. Dropping
@@ -179,6 +190,14 @@ impl Choices {
     /// Answers to each prompt.
     pub(crate) fn per_prompt(&self) -> u32 {
         self.per_prompt
+    }
+}
+
+impl Drop for Choices {
+    /// Whatever the answer came to, also for a client that left, is its key's to account for.
+    fn drop(&mut self) {
+        let used = self.usage();
+        self.admitted.caller.charge(used.prompt.saturating_add(used.completion));
     }
 }
 

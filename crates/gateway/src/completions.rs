@@ -8,7 +8,8 @@ use axum::response::Response;
 
 use crate::app::App;
 use crate::body::JsonObject;
-use crate::choices::{Choices, Fanout, Job};
+use crate::caller::Caller;
+use crate::choices::{Admitted, Choices, Fanout, Job};
 use crate::completion_response::CompletionWire;
 use crate::error::ApiError;
 use crate::fields::Fields;
@@ -87,14 +88,23 @@ fn take_best_of(fields: &mut Fields, options: &Options, most: u32) -> Result<u32
 }
 
 /// Answers one completion request.
-pub(crate) async fn create(State(app): State<App>, body: JsonObject) -> Result<Response, ApiError> {
-    let RunningCompletion { served, options, choices, echoes } = start(&app, body.0).await?;
+pub(crate) async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    body: JsonObject,
+) -> Result<Response, ApiError> {
+    let RunningCompletion { served, options, choices, echoes } =
+        start(&app, caller, body.0).await?;
     let wire = CompletionWire::new(&served, &options, echoes)?;
     respond(&app, choices, wire, &options).await
 }
 
 /// Checks a completion request and hands it to an engine.
-pub(crate) async fn start(app: &App, fields: Fields) -> Result<RunningCompletion, ApiError> {
+pub(crate) async fn start(
+    app: &App,
+    caller: Caller,
+    fields: Fields,
+) -> Result<RunningCompletion, ApiError> {
     let arrived = Instant::now();
     let in_flight = app.admit()?;
     let job = Arc::clone(app);
@@ -138,13 +148,21 @@ pub(crate) async fn start(app: &App, fields: Fields) -> Result<RunningCompletion
         prompt_logprobs: options.prompt_logprobs.max(echo_scores),
         first_scores_only: !options.stream,
     };
-    let mut settings = Settings::new(app, &served, &mut options).await?;
+    let mut settings = Settings::new(app, &served, &mut options, &caller).await?;
     if best_of > options.n {
         // The ranking needs every token's logprob, also where the client does not.
         settings.sampling.top_logprobs.get_or_insert(0);
         settings.keep_tokens = true;
     }
     let settings = Arc::new(settings);
-    let choices = Choices::start(app, &served, settings, jobs, &fanout, in_flight, arrived).await?;
+    let choices = Choices::start(
+        app,
+        &served,
+        settings,
+        jobs,
+        &fanout,
+        Admitted { caller, in_flight, arrived },
+    )
+    .await?;
     Ok(RunningCompletion { served, options, choices, echoes })
 }

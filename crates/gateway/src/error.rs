@@ -2,6 +2,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use oarlock_access::{Denied, OverQuota};
 use oarlock_rpc::{EngineError, InferenceCode, InferenceError};
 use oarlock_text::TextError;
 use oarlock_types::{FinishReason, Rejected, SlotError};
@@ -146,6 +147,34 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, INVALID_REQUEST, message).code("request_timeout")
     }
 
+    /// The bodies of other requests take all the memory that there is for bodies.
+    pub(crate) fn bodies_full() -> Self {
+        let message = "Too many large requests at the same time; try again soon".to_owned();
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, message)
+            .code("overloaded")
+            .retry_after(1)
+    }
+
+    /// No key, or one that is not good (any more).
+    pub(crate) fn unauthorized(denied: Denied) -> Self {
+        let message = match denied {
+            Denied::Missing => {
+                "You did not provide an API key. Send it as 'Authorization: Bearer KEY'.".to_owned()
+            }
+            Denied::Unknown => "Incorrect API key provided.".to_owned(),
+            Denied::Revoked | Denied::Expired => format!("Incorrect API key provided: {denied}."),
+        };
+        Self::new(StatusCode::UNAUTHORIZED, INVALID_REQUEST, message).code("invalid_api_key")
+    }
+
+    /// A key that has used up what it may.
+    pub(crate) fn over_quota(over: OverQuota) -> Self {
+        let message = format!("Rate limit reached: {over}");
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
+            .code("rate_limit_exceeded")
+            .retry_after(over.retry_after_seconds())
+    }
+
     pub(crate) fn draining() -> Self {
         Self::unavailable("The server is shutting down")
     }
@@ -230,6 +259,10 @@ impl From<ApiError> for InferenceError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, axum::Json(self.body())).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -14,6 +14,7 @@ use oarlock_types::{EngineState, TokenId, TokenScore};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::app::App;
+use crate::caller::{Caller, authenticate, identify};
 use crate::choices::Choices;
 use crate::error::ApiError;
 use crate::generate::{Delta, Finish, GeneratedToken, Generation, StopReason};
@@ -49,16 +50,20 @@ impl Inference {
         Arc::new(Self { app })
     }
 
-    async fn start(&self, request: InferenceRequest) -> Result<InferenceEvents, ApiError> {
+    async fn start(
+        &self,
+        caller: Caller,
+        request: InferenceRequest,
+    ) -> Result<InferenceEvents, ApiError> {
         let is_chat = matches!(request.prompt, InferencePrompt::Chat(_));
         let fields = generate_fields(request)?;
         let (served, options, choices) = if is_chat {
             let chat::RunningChat { served, options, choices } =
-                chat::start(&self.app, fields).await?;
+                chat::start(&self.app, caller, fields).await?;
             (served, options, choices)
         } else {
             let completions::RunningCompletion { served, options, choices, .. } =
-                completions::start(&self.app, fields).await?;
+                completions::start(&self.app, caller, fields).await?;
             (served, options, choices)
         };
         let running = Running::new(&served, options, choices)?;
@@ -104,31 +109,40 @@ impl Inference {
 }
 
 impl InferenceApi for Inference {
-    fn authenticate(&self, _credentials: Option<&str>) -> Result<(), InferenceError> {
-        Ok(())
+    fn authenticate(&self, credentials: Option<&str>) -> Result<(), InferenceError> {
+        identify(&self.app, credentials).map(drop).map_err(Into::into)
     }
 
     fn generate(
         self: Arc<Self>,
-        _credentials: Option<String>,
+        credentials: Option<String>,
         request: InferenceRequest,
     ) -> BoxFuture<'static, Result<InferenceEvents, InferenceError>> {
-        async move { self.start(request).await.map_err(Into::into) }.boxed()
+        async move {
+            let caller = authenticate(&self.app, credentials.as_deref())?;
+            self.start(caller, request).await.map_err(Into::into)
+        }
+        .boxed()
     }
 
     fn tokenize(
         self: Arc<Self>,
-        _credentials: Option<String>,
+        credentials: Option<String>,
         request: TokenizeText,
     ) -> BoxFuture<'static, Result<Tokenized, InferenceError>> {
-        async move { self.encode(request).await.map_err(Into::into) }.boxed()
+        async move {
+            let _caller = authenticate(&self.app, credentials.as_deref())?;
+            self.encode(request).await.map_err(Into::into)
+        }
+        .boxed()
     }
 
     fn models(
         self: Arc<Self>,
-        _credentials: Option<String>,
+        credentials: Option<String>,
     ) -> BoxFuture<'static, Result<Vec<ServedModel>, InferenceError>> {
         async move {
+            self.authenticate(credentials.as_deref())?;
             let mut models = std::collections::BTreeMap::new();
             for member in self.app.view.snapshot().values() {
                 let served = self.app.models.served(member).await.ok();

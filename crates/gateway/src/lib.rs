@@ -6,14 +6,19 @@
 //!
 //! `README.md` beside this crate lists routes, fields, limits and error codes.
 
+mod activity;
+mod addresses;
 mod app;
 mod body;
+mod budget;
+mod caller;
 mod chat;
 mod chat_response;
 mod choices;
 mod completion_response;
 mod completions;
 mod config;
+mod connection;
 mod error;
 mod fields;
 mod generate;
@@ -31,6 +36,7 @@ mod rules;
 mod sampling;
 mod server;
 mod settings;
+mod socket;
 mod stream;
 mod tokenize;
 

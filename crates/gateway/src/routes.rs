@@ -14,7 +14,7 @@ use oarlock_discovery::View;
 use crate::app::{App, Shared};
 use crate::config::GatewayConfig;
 use crate::error::ApiError;
-use crate::{chat, completions, health, metrics, models, tokenize};
+use crate::{caller, chat, completions, health, metrics, models, tokenize};
 
 /// Paths as they appear in metrics; everything else is `other`, so that clients cannot invent labels.
 const PATHS: [&str; 9] = [
@@ -49,6 +49,7 @@ pub(crate) fn routes(app: App) -> Router {
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(app.config.max_body_bytes))
+        .layer(middleware::from_fn_with_state(app.clone(), caller::demand))
         .layer(middleware::from_fn_with_state(app.clone(), guard))
         .with_state(app)
 }

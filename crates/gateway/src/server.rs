@@ -2,35 +2,33 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
-use hyper_util::service::TowerToHyperService;
 use oarlock_discovery::View;
 use oarlock_rpc::InferenceLimits;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
+use crate::addresses::Addresses;
 use crate::app::{App, Shared};
+use crate::caller::watch_keys;
 use crate::config::GatewayConfig;
+use crate::connection::Protocol;
 use crate::inference::Inference;
 use crate::routes::routes;
 
-/// hyper refuses smaller buffers.
-const MIN_HEADER_BYTES: usize = 8 << 10;
-/// Requests that one HTTP/2 connection may have open.
-const MAX_HTTP2_STREAMS: u32 = 256;
-/// How often an idle HTTP/2 peer is asked whether it is still there.
-const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Rest after an error of `accept`, which is most often a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// What a client hears that has too many connections.
+const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\n\
+    content-length: 0\r\nconnection: close\r\n\r\n";
 /// What connections get to write their last bytes, also when the drain took all of its time.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
@@ -48,6 +46,9 @@ pub async fn serve(
 ) -> io::Result<()> {
     let address = listeners.http.local_addr()?;
     let app = Shared::new(view, config);
+    let access = &app.config.access;
+    let _watching =
+        access.has_file().then(|| AbortOnDropHandle::new(tokio::spawn(watch_keys(access.clone()))));
     let mut server = Server::new(listeners.http, Arc::clone(&app));
     let grpc = listeners.grpc.map(|listener| GrpcServer::start(listener, &app));
     tracing::info!(%address, "serving");
@@ -95,7 +96,7 @@ impl GrpcServer {
         let limits = InferenceLimits {
             max_request_bytes: config.max_body_bytes,
             max_connections: config.max_connections,
-            max_streams: MAX_HTTP2_STREAMS,
+            max_streams: config.max_http2_streams,
             max_header_bytes: u32::try_from(config.max_header_bytes).unwrap_or(u32::MAX),
         };
         let api = Inference::new(Arc::clone(app));
@@ -115,41 +116,20 @@ impl GrpcServer {
 
 struct Server {
     listener: TcpListener,
-    router: Router,
-    builder: Builder<TokioExecutor>,
+    protocol: Protocol,
     permits: Arc<Semaphore>,
+    addresses: Addresses,
     connections: JoinSet<()>,
     closing: CancellationToken,
-    header_timeout: Duration,
 }
 
 impl Server {
     fn new(listener: TcpListener, app: App) -> Self {
-        let config = &app.config;
-        let header_timeout = config.header_timeout;
-        let header_bytes = config.max_header_bytes.max(MIN_HEADER_BYTES);
-        let mut builder = Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(config.header_timeout)
-            .max_buf_size(header_bytes)
-            .max_headers(config.max_headers);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .keep_alive_interval(HTTP2_PING_INTERVAL)
-            .max_concurrent_streams(MAX_HTTP2_STREAMS)
-            .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX));
-        Self {
-            listener,
-            permits: Arc::new(Semaphore::new(config.max_connections.max(1))),
-            router: routes(app),
-            builder,
-            connections: JoinSet::new(),
-            closing: CancellationToken::new(),
-            header_timeout,
-        }
+        let permits = Arc::new(Semaphore::new(app.config.max_connections.max(1)));
+        let addresses = Addresses::new(app.config.max_connections_per_address);
+        let protocol = Protocol::new(routes(App::clone(&app)), &app.config);
+        let (connections, closing) = (JoinSet::new(), CancellationToken::new());
+        Self { listener, protocol, permits, addresses, connections, closing }
     }
 
     /// Serves connections until `stop` completes.
@@ -161,37 +141,23 @@ impl Server {
                 () = &mut stop => return,
                 // Finished connections are taken out, so that the set does not grow.
                 Some(_) = self.connections.join_next() => {}
-                (stream, permit) = accept(&self.listener, &self.permits) => self.spawn(stream, permit),
+                accepted = accept(&self.listener, &self.permits) => self.spawn(accepted),
             }
         }
     }
 
-    fn spawn(&mut self, stream: TcpStream, permit: OwnedSemaphorePermit) {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "connection lost");
+    fn spawn(&mut self, accepted: Accepted) {
+        let Accepted { stream, address, permit } = accepted;
+        let Some(counted) = self.addresses.count(address.ip()) else {
+            tracing::debug!(%address, "too many connections from one address");
+            // As much as can be said without waiting.
+            let _ = stream.try_write(TOO_MANY_CONNECTIONS);
             return;
-        }
-        let service = TowerToHyperService::new(self.router.clone());
-        let builder = self.builder.clone();
-        let closing = self.closing.clone();
-        let first_byte = self.header_timeout;
+        };
+        let serving = self.protocol.clone().serve(stream, self.closing.clone());
         self.connections.spawn(async move {
-            // Before the first byte there is no HTTP yet, and so nobody else who would lose patience.
-            if timeout(first_byte, stream.readable()).await.is_err() {
-                return;
-            }
-            let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-            let result = tokio::select! {
-                result = connection.as_mut() => result,
-                () = closing.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = result {
-                tracing::debug!(error, "connection ended with an error");
-            }
-            drop(permit);
+            serving.await;
+            drop((permit, counted));
         });
     }
 
@@ -208,16 +174,20 @@ impl Server {
     }
 }
 
+/// A connection that may be served.
+struct Accepted {
+    stream: TcpStream,
+    address: SocketAddr,
+    permit: OwnedSemaphorePermit,
+}
+
 /// The next connection, once there is a permit for it. Dropping the future loses none.
-async fn accept(
-    listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-) -> (TcpStream, OwnedSemaphorePermit) {
+async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> Accepted {
     loop {
         let permit =
             Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, permit),
+            Ok((stream, address)) => return Accepted { stream, address, permit },
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
                 sleep(ACCEPT_PAUSE).await;

@@ -6,6 +6,7 @@ use oarlock_text::Tokenizer;
 use oarlock_types::{CacheSalt, Priority, SamplingParams, TenantId, Tick, TokenId};
 
 use crate::app::App;
+use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::generate::StopReason;
 use crate::models::Served;
@@ -40,6 +41,7 @@ impl Settings {
         app: &App,
         served: &Served,
         options: &mut Options,
+        caller: &Caller,
     ) -> Result<Self, ApiError> {
         let text = &served.text;
         let tokenizer = text.tokenizer().ok().cloned();
@@ -77,9 +79,9 @@ impl Settings {
             ends,
             skip_special_tokens: options.skip_special_tokens,
             tokenizer,
-            priority: priority(options.priority)?,
-            tenant: TenantId(0),
-            salt: CacheSalt(0),
+            priority: caller.priority(options.priority),
+            tenant: caller.tenant(),
+            salt: caller.salt(),
             deadline,
         })
     }
@@ -98,14 +100,4 @@ impl Settings {
             _ => StopReason::EndOfSequence,
         }
     }
-}
-
-/// The scheduling class of a client's wish.
-fn priority(asked: Option<i64>) -> Result<Priority, ApiError> {
-    let usual = i64::from(Priority::default().0);
-    let class = u8::try_from(usual.saturating_add(asked.unwrap_or(0)));
-    class.map(Priority).map_err(|_| {
-        let most = i64::from(u8::MAX) - usual;
-        ApiError::invalid("priority", format!("expected an integer from {} to {most}", -usual))
-    })
 }

@@ -78,7 +78,11 @@ fn request(id: u64, tokens: Vec<TokenId>, max_tokens: u32) -> Request {
 /// Prompts of different beginnings; those with the same `shared` agree in the first `num_shared`.
 fn tokens(shared: u64, own: u64, num_shared: usize, len: usize) -> Vec<TokenId> {
     let token = |key: u64, at: usize| {
-        TokenId((key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) as u32 % 1000 + at as u32 * 7 % 997 + 10)
+        TokenId(
+            (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) as u32 % 1000
+                + at as u32 * 7 % 997
+                + 10,
+        )
     };
     (0..len).map(|at| token(if at < num_shared { shared } else { own }, at)).collect()
 }

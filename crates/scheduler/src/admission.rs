@@ -1,8 +1,6 @@
 //! Who starts, and who has to make room for it.
 
-use oarlock_types::{
-    BLOCK_TOKENS, Event, EventKind, Priority, SlotId, SlotStart, StepId, TokenId,
-};
+use oarlock_types::{BLOCK_TOKENS, Event, EventKind, Priority, SlotId, SlotStart, StepId, TokenId};
 
 use crate::planner::{Draft, blocks_for};
 use crate::scheduler::Scheduler;

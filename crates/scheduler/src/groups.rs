@@ -110,7 +110,8 @@ impl Groups {
             let entry = self.entries[group].as_ref().expect("a group in the index");
             assert_eq!(entry.key, *key);
             let members: Vec<usize> =
-                std::iter::successors(Some(entry.first), |at| sequences[*at].next_sibling).collect();
+                std::iter::successors(Some(entry.first), |at| sequences[*at].next_sibling)
+                    .collect();
             assert_eq!(members.last(), Some(&entry.last), "the end of a group");
             let arrivals = members.iter().map(|at| sequences[*at].order.arrival);
             assert!(arrivals.is_sorted(), "a group is out of order");

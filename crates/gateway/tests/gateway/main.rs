@@ -13,7 +13,11 @@ mod fields;
 #[cfg(test)]
 mod infrastructure;
 #[cfg(test)]
+mod keys;
+#[cfg(test)]
 mod options;
+#[cfg(test)]
+mod patience;
 #[cfg(test)]
 mod random_bodies;
 #[cfg(test)]

@@ -12,14 +12,14 @@ use tokio::task::JoinHandle;
 
 use crate::fake_engine::{Client, Script, Then, bytes, chat_body, client, script};
 
-struct Running {
-    client: Client,
-    address: SocketAddr,
+pub(crate) struct Running {
+    pub(crate) client: Client,
+    pub(crate) address: SocketAddr,
     stop: oneshot::Sender<()>,
     server: JoinHandle<std::io::Result<()>>,
 }
 
-async fn start(script: Script, config: GatewayConfig) -> Running {
+pub(crate) async fn start(script: Script, config: GatewayConfig) -> Running {
     let client = client(script);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -32,7 +32,7 @@ async fn start(script: Script, config: GatewayConfig) -> Running {
     Running { client, address, stop, server }
 }
 
-fn request(method: &str, path: &str, body: &str) -> String {
+pub(crate) fn request(method: &str, path: &str, body: &str) -> String {
     format!(
         "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
@@ -40,25 +40,25 @@ fn request(method: &str, path: &str, body: &str) -> String {
 }
 
 impl Running {
-    async fn open(&self, request: &str) -> TcpStream {
+    pub(crate) async fn open(&self, request: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         stream
     }
 
-    async fn exchange(&self, request: &str) -> String {
+    pub(crate) async fn exchange(&self, request: &str) -> String {
         let mut stream = self.open(request).await;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.unwrap();
         String::from_utf8(answer).unwrap()
     }
 
-    async fn live(&self, count: usize) {
+    pub(crate) async fn live(&self, count: usize) {
         self.client.engine.live.subscribe().wait_for(|live| *live == count).await.unwrap();
     }
 }
 
-fn hanging() -> Script {
+pub(crate) fn hanging() -> Script {
     Script { then: Then::Hang, ..script(bytes("x")) }
 }
 

@@ -33,8 +33,7 @@ fn running(harness: &Harness) -> Vec<u64> {
 #[test]
 fn a_slot_is_taken_from_the_latest_of_the_lowest_class() {
     for max_plans_in_flight in 1..=2 {
-        let mut harness =
-            Harness::new(Limits { max_seqs: 4, max_plans_in_flight, ..roomy() });
+        let mut harness = Harness::new(Limits { max_seqs: 4, max_plans_in_flight, ..roomy() });
         for (id, class) in [(1, 9), (2, 5), (3, 9), (4, 5)] {
             harness.submit(classed(id, class, 20, 30)).unwrap();
         }
@@ -125,8 +124,7 @@ fn the_budget_goes_to_the_higher_class_first() {
 /// A stream of urgent requests stops the others, and once it ends they all finish.
 #[test]
 fn the_lower_class_gets_on_when_the_higher_one_is_done() {
-    let limits =
-        Limits { num_blocks: 12, max_seqs: 2, max_plans_in_flight: 2, ..roomy() };
+    let limits = Limits { num_blocks: 12, max_seqs: 2, max_plans_in_flight: 2, ..roomy() };
     let mut harness = Harness::new(limits);
     harness.submit(classed(1, 9, 40, 60)).unwrap();
     harness.submit(classed(2, 9, 40, 60)).unwrap();

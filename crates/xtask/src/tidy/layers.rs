@@ -161,8 +161,9 @@ fn refuse_own(from: &str, to: &str, is_dev: bool) -> Option<String> {
         if to == "telemetry" || to == "config" {
             return None;
         }
-        // Membership, as the gateway sees it, is a library: it looks engines up there.
-        if from == "gateway" && to == "discovery" {
+        // Membership and keys, as the gateway sees them, are libraries: it looks engines and callers
+        // up there.
+        if from == "gateway" && (to == "discovery" || to == "access") {
             return None;
         }
         if to_layer == Layer::Processes {
@@ -216,6 +217,7 @@ mod tests {
             ("worker", "model"),
             ("engine", "scheduler"),
             ("gateway", "discovery"),
+            ("gateway", "access"),
             ("gateway", "telemetry"),
             ("cli", "worker"),
             ("testkit", "types"),
@@ -237,6 +239,7 @@ mod tests {
             ("engine", "worker"),
             ("gateway", "engine"),
             ("engine", "discovery"),
+            ("engine", "access"),
             ("engine", "testkit"),
             ("model", "telemetry"),
             ("discovery", "cli"),
