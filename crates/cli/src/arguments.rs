@@ -36,6 +36,8 @@ pub(crate) enum Command {
     /// Fetch a model without serving it, and print its path.
     #[command(subcommand)]
     Fetch(FetchCommand),
+    /// Measure a server: throughput and latencies under load, of any server with OpenAI's API.
+    Bench(Box<crate::bench::BenchArguments>),
     /// A worker process. The engine starts it; not for people.
     #[command(hide = true)]
     Worker(WorkerArguments),

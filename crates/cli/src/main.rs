@@ -1,6 +1,7 @@
 //! The `oarlock` binary: the only place that chooses implementations and wires processes together.
 
 mod arguments;
+mod bench;
 mod fetch;
 mod loading;
 mod serve;
@@ -30,6 +31,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(arguments) => run_serve(*arguments),
         Command::Fetch(command) => run_fetch(&command),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Worker(arguments) => run_worker(arguments),
     }
 }

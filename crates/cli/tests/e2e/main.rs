@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod api;
+mod bench;
 mod determinism;
 mod lifecycle;
 mod python;
