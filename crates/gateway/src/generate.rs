@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use futures::StreamExt;
 use oarlock_rpc::EventStream;
-use oarlock_telemetry::Latency;
+use oarlock_telemetry::{Ending, Finished, RequestRecorder};
 use oarlock_text::{Detokenizer, StopMatcher, Tokenizer};
 use oarlock_types::{
     CacheSalt, EventKind, FinishReason, Priority, Request, RequestId, SampledToken, SamplingParams,
@@ -65,7 +65,8 @@ pub(crate) struct Generation {
     pub(crate) prompt: Vec<TokenId>,
     /// By prompt token, where they were asked for; the first token has none.
     pub(crate) prompt_scores: Vec<Option<TokenScore>>,
-    timing: Timing,
+    recorder: RequestRecorder,
+    max_tokens: u32,
     _in_flight: TaskTrackerToken,
 }
 
@@ -112,21 +113,6 @@ impl Finish {
     }
 }
 
-struct Timing {
-    last: Instant,
-    first_token: Latency,
-    next_token: Latency,
-}
-
-impl Timing {
-    fn token(&mut self, is_first: bool) {
-        let now = Instant::now();
-        let histogram = if is_first { &self.first_token } else { &self.next_token };
-        histogram.observe(now - self.last);
-        self.last = now;
-    }
-}
-
 impl Generation {
     /// Hands the job to the engine and waits for its first event, so that a refusal is still an
     /// error status and not an event in a stream.
@@ -167,18 +153,12 @@ impl Generation {
             deadline,
             group: None,
         };
-        let mut events = served.engine.generate(request).await?;
-        let first = events.next().await.ok_or_else(ApiError::engine_lost)??;
-        if let EventKind::Finished { reason, .. } = &first
-            && let Some(error) = ApiError::from_finish(reason)
-        {
-            return Err(error);
-        }
-        let (first_token, next_token) = app.metrics.latencies_of(&served.name);
+        let events = served.engine.generate(request).await?;
+        let recorder = app.metrics.request(&served.name, arrived);
         let num_scores = if job.prompt_logprobs.is_some() { job.prompt.len() } else { 0 };
-        Ok(Self {
+        let mut generation = Self {
             events: Some(events),
-            peeked: Some(first),
+            peeked: None,
             text,
             stop: StopMatcher::new(&job.stop, false),
             stop_token_ids,
@@ -188,9 +168,19 @@ impl Generation {
             usage: TokenUsage { prompt: job.prompt.len() as u32, ..TokenUsage::default() },
             prompt: job.prompt,
             prompt_scores: vec![None; num_scores],
-            timing: Timing { last: arrived, first_token, next_token },
+            recorder,
+            max_tokens: job.max_tokens,
             _in_flight: in_flight,
-        })
+        };
+        let first = generation.next_event().await?.ok_or_else(ApiError::engine_lost)?;
+        if let EventKind::Finished { reason, usage } = &first
+            && let Some(error) = ApiError::from_finish(reason)
+        {
+            generation.record(Ending::from(reason), Some(usage.preemptions));
+            return Err(error);
+        }
+        generation.peeked = Some(first);
+        Ok(generation)
     }
 
     /// The next piece; `None` after the one with a finish reason. Dropping the future loses nothing.
@@ -198,6 +188,7 @@ impl Generation {
         while let Some(event) = self.next_event().await? {
             let delta = match event {
                 EventKind::Started { cached_tokens } => {
+                    self.recorder.started();
                     self.usage.cached = cached_tokens;
                     None
                 }
@@ -206,7 +197,9 @@ impl Generation {
                     None
                 }
                 EventKind::Token(sampled) => self.on_token(sampled),
-                EventKind::Finished { reason, .. } => Some(self.on_finish(&reason)?),
+                EventKind::Finished { reason, usage } => {
+                    Some(self.on_finish(&reason, usage.preemptions)?)
+                }
             };
             if delta.is_some() {
                 return Ok(delta);
@@ -236,11 +229,25 @@ impl Generation {
             return Ok(Some(event));
         }
         let Some(events) = &mut self.events else { return Ok(None) };
-        match events.next().await {
-            Some(Ok(event)) => Ok(Some(event)),
-            Some(Err(error)) => Err(error.into()),
-            None => Err(ApiError::engine_lost()),
-        }
+        let error = match events.next().await {
+            Some(Ok(event)) => return Ok(Some(event)),
+            Some(Err(error)) => error.into(),
+            None => ApiError::engine_lost(),
+        };
+        self.record(Ending::Error, None);
+        Err(error)
+    }
+
+    /// Counts how the sequence ended; only the first call does.
+    fn record(&mut self, ending: Ending, preemptions: Option<u32>) {
+        self.recorder.finished(Finished {
+            ending,
+            prompt_tokens: self.usage.prompt,
+            generation_tokens: self.usage.completion,
+            preemptions,
+            n: Some(1),
+            max_tokens: self.max_tokens,
+        });
     }
 
     fn keep_scores(&mut self, first: u32, scores: Vec<TokenScore>) -> Result<(), ApiError> {
@@ -261,7 +268,7 @@ impl Generation {
     }
 
     fn on_token(&mut self, sampled: SampledToken) -> Option<Delta> {
-        self.timing.token(self.usage.completion == 0);
+        self.recorder.token();
         self.usage.completion += 1;
         let SampledToken { token: id, score } = sampled;
         if self.keep_tokens {
@@ -280,6 +287,7 @@ impl Generation {
         self.num_chars += piece.chars().count();
         let mut text = String::new();
         if self.stop.push(&piece, &mut text) {
+            self.record(Ending::Stop, None);
             return Some(self.end(text, Finish::Stop));
         }
         is_held |= self.stop.is_holding();
@@ -291,7 +299,8 @@ impl Generation {
         })
     }
 
-    fn on_finish(&mut self, reason: &FinishReason) -> Result<Delta, ApiError> {
+    fn on_finish(&mut self, reason: &FinishReason, preemptions: u32) -> Result<Delta, ApiError> {
+        self.record(Ending::from(reason), Some(preemptions));
         if let Some(error) = ApiError::from_finish(reason) {
             return Err(error);
         }
