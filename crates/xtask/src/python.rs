@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use crate::step;
 
 /// What is installed. The client must keep working across its releases, so only the major is held.
-const REQUIREMENTS: [&str; 1] = ["openai>=3,<4"];
+const REQUIREMENTS: [&str; 2] = ["openai>=3,<4", "prometheus-client>=0.20,<1"];
 
 /// Makes the environment where it is missing or has other requirements; its interpreter.
 pub(crate) fn ensure(target_dir: &Path) -> anyhow::Result<PathBuf> {
@@ -19,7 +19,9 @@ pub(crate) fn ensure(target_dir: &Path) -> anyhow::Result<PathBuf> {
     let wanted = REQUIREMENTS.join("\n");
     let is_installed = fs::read_to_string(&marker).is_ok_and(|found| found == wanted);
     // A checkout that moved, or a Python that was upgraded, leaves a dead link.
-    if is_installed && answers(Command::new(&python).args(["-c", "import openai"])) {
+    if is_installed
+        && answers(Command::new(&python).args(["-c", "import openai, prometheus_client"]))
+    {
         eprintln!("{} is there", dir.display());
         return Ok(python);
     }

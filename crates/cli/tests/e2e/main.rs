@@ -8,6 +8,7 @@ mod api;
 mod bench;
 mod determinism;
 mod lifecycle;
+mod metrics;
 mod python;
 mod reference;
 mod requests;
