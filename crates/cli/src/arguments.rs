@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Fetch(FetchCommand),
     /// Add, list and revoke the keys of a server.
     Keys(KeysArguments),
+    /// Measure a server: throughput and latencies under load, of any server with OpenAI's API.
+    Bench(Box<crate::bench::BenchArguments>),
     /// A worker process. The engine starts it; not for people.
     #[command(hide = true)]
     Worker(WorkerArguments),

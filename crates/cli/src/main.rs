@@ -1,6 +1,7 @@
 //! The `oarlock` binary: the only place that chooses implementations and wires processes together.
 
 mod arguments;
+mod bench;
 mod fetch;
 mod keys;
 mod limits;
@@ -34,6 +35,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Serve(arguments) => run_serve(*arguments),
         Command::Fetch(command) => run_fetch(&command),
         Command::Keys(arguments) => keys::run(arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Worker(arguments) => run_worker(arguments),
     }
 }

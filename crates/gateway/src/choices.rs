@@ -12,7 +12,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::app::App;
 use crate::caller::Caller;
 use crate::error::ApiError;
-use crate::generate::{Delta, Finish, Generation, Timing, TokenUsage};
+use crate::generate::{Delta, Finish, Generation, Sequence, TokenUsage};
 use crate::models::Served;
 use crate::sampling::random_bits;
 use crate::settings::Settings;
@@ -86,16 +86,29 @@ impl Choices {
                 let prompt_logprobs = fanout.prompt_logprobs.filter(|_| scored);
                 let request =
                     Request { prompt_logprobs, group, ..request(&settings, &job, choice) };
-                let events = served.engine.generate(request).await?;
-                let timing = Timing::new(admitted.arrived, app.metrics.latencies_of(&served.name));
+                let mut recorder = app.metrics.request(&served.name, admitted.arrived);
+                let events = match served.engine.generate(request).await {
+                    Ok(events) => events,
+                    Err(error) => {
+                        // It is among the engine's rejections.
+                        recorder.refused();
+                        return Err(error.into());
+                    }
+                };
+                let index = generations.len() as u32;
+                let sequence = Sequence {
+                    index,
+                    prompt: Arc::clone(&job.prompt),
+                    has_scores: prompt_logprobs.is_some(),
+                    num_echo_chars: job.num_echo_chars,
+                    max_tokens: job.max_tokens,
+                    n: (index == 0).then_some(fanout.choices),
+                };
                 generations.push(Generation::new(
-                    generations.len() as u32,
+                    sequence,
                     events,
-                    Arc::clone(&job.prompt),
-                    prompt_logprobs.is_some(),
-                    job.num_echo_chars,
                     Arc::clone(&settings),
-                    timing,
+                    recorder,
                 ));
             }
         }

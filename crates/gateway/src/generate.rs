@@ -1,11 +1,10 @@
 //! One sequence: drives the engine's events to text, stop strings and per-token records.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use futures::StreamExt;
 use oarlock_rpc::EventStream;
-use oarlock_telemetry::Latency;
+use oarlock_telemetry::{Ending, Finished, RequestRecorder};
 use oarlock_text::{Detokenizer, StopMatcher, Tokenizer};
 use oarlock_types::{EventKind, FinishReason, SampledToken, TokenId, TokenScore};
 
@@ -31,7 +30,9 @@ pub(crate) struct Generation {
     pub(crate) prompt: Arc<[TokenId]>,
     /// By prompt token, where they were asked for; the first token has none.
     pub(crate) prompt_scores: Vec<Option<TokenScore>>,
-    timing: Timing,
+    recorder: RequestRecorder,
+    max_tokens: u32,
+    n: Option<u32>,
 }
 
 /// Token counts so far.
@@ -98,38 +99,29 @@ impl Finish {
     }
 }
 
-/// When tokens came, for the histograms.
-pub(crate) struct Timing {
-    last: Instant,
-    first_token: Latency,
-    next_token: Latency,
-}
-
-impl Timing {
-    pub(crate) fn new(arrived: Instant, (first_token, next_token): (Latency, Latency)) -> Self {
-        Self { last: arrived, first_token, next_token }
-    }
-
-    fn token(&mut self, is_first: bool) {
-        let now = Instant::now();
-        let histogram = if is_first { &self.first_token } else { &self.next_token };
-        histogram.observe(now - self.last);
-        self.last = now;
-    }
+/// What a sequence is, besides its settings.
+pub(crate) struct Sequence {
+    /// Which one of its request: by prompt, then by choice.
+    pub(crate) index: u32,
+    pub(crate) prompt: Arc<[TokenId]>,
+    /// Whether its prompt is scored.
+    pub(crate) has_scores: bool,
+    /// Characters of the answer before the first generated one (an echoed prompt).
+    pub(crate) num_echo_chars: usize,
+    pub(crate) max_tokens: u32,
+    /// The request's `n`, on its first sequence.
+    pub(crate) n: Option<u32>,
 }
 
 impl Generation {
-    /// A sequence whose engine's stream is `events`. `num_echo_chars` are characters of the answer
-    /// before the first generated one (an echoed prompt).
+    /// A sequence whose engine's stream is `events`.
     pub(crate) fn new(
-        index: u32,
+        sequence: Sequence,
         events: EventStream,
-        prompt: Arc<[TokenId]>,
-        has_scores: bool,
-        num_echo_chars: usize,
         settings: Arc<Settings>,
-        timing: Timing,
+        recorder: RequestRecorder,
     ) -> Self {
+        let Sequence { index, prompt, has_scores, num_echo_chars, max_tokens, n } = sequence;
         let text = settings.tokenizer.as_ref().map(|tokenizer| {
             (Arc::clone(tokenizer), Detokenizer::new(settings.skip_special_tokens))
         });
@@ -146,7 +138,9 @@ impl Generation {
             prompt_scores: vec![None; if has_scores { prompt.len() } else { 0 }],
             prompt,
             settings,
-            timing,
+            recorder,
+            max_tokens,
+            n,
         }
     }
 
@@ -154,10 +148,15 @@ impl Generation {
     /// stream.
     pub(crate) async fn begin(&mut self) -> Result<(), ApiError> {
         let first = self.next_event().await?;
-        if let Some(EventKind::Finished { reason, .. }) = &first
-            && let Some(error) = ApiError::from_finish(reason)
-        {
-            return Err(error);
+        match &first {
+            Some(EventKind::Started { .. }) => self.recorder.started(),
+            Some(EventKind::Finished { reason, usage }) => {
+                if let Some(error) = ApiError::from_finish(reason) {
+                    self.record(Ending::from(reason), Some(usage.preemptions));
+                    return Err(error);
+                }
+            }
+            _ => {}
         }
         self.peeked = first;
         Ok(())
@@ -168,6 +167,7 @@ impl Generation {
         while let Some(event) = self.next_event().await? {
             let delta = match event {
                 EventKind::Started { cached_tokens } => {
+                    self.recorder.started();
                     self.usage.cached = cached_tokens;
                     None
                 }
@@ -176,7 +176,9 @@ impl Generation {
                     None
                 }
                 EventKind::Token(sampled) => self.on_token(sampled),
-                EventKind::Finished { reason, .. } => Some(self.on_finish(&reason)?),
+                EventKind::Finished { reason, usage } => {
+                    Some(self.on_finish(&reason, usage.preemptions)?)
+                }
             };
             if delta.is_some() {
                 return Ok(delta);
@@ -195,11 +197,25 @@ impl Generation {
             return Ok(Some(event));
         }
         let Some(events) = &mut self.events else { return Ok(None) };
-        match events.next().await {
-            Some(Ok(event)) => Ok(Some(event)),
-            Some(Err(error)) => Err(error.into()),
-            None => Err(ApiError::engine_lost()),
-        }
+        let error = match events.next().await {
+            Some(Ok(event)) => return Ok(Some(event)),
+            Some(Err(error)) => error.into(),
+            None => ApiError::engine_lost(),
+        };
+        self.record(Ending::Error, None);
+        Err(error)
+    }
+
+    /// Counts how the sequence ended; only the first call does.
+    fn record(&mut self, ending: Ending, preemptions: Option<u32>) {
+        self.recorder.finished(Finished {
+            ending,
+            prompt_tokens: self.usage.prompt,
+            generation_tokens: self.usage.completion,
+            preemptions,
+            n: self.n,
+            max_tokens: self.max_tokens,
+        });
     }
 
     fn keep_scores(&mut self, first: u32, scores: Vec<TokenScore>) -> Result<(), ApiError> {
@@ -220,7 +236,7 @@ impl Generation {
     }
 
     fn on_token(&mut self, sampled: SampledToken) -> Option<Delta> {
-        self.timing.token(self.usage.completion == 0);
+        self.recorder.token();
         self.usage.completion += 1;
         let SampledToken { token: id, score } = sampled;
         self.last_token = Some(id);
@@ -245,6 +261,7 @@ impl Generation {
         } else if self.stop.push(&piece, &mut text) {
             let reason = self.stop.found().map(|stop| self.settings.stop[stop].clone());
             let reason = reason.map_or(StopReason::EndOfSequence, StopReason::Text);
+            self.record(Ending::Stop, None);
             return Some(self.end(text, Finish::Stop(reason)));
         }
         is_held |= self.stop.is_holding();
@@ -256,8 +273,9 @@ impl Generation {
         })
     }
 
-    fn on_finish(&mut self, reason: &FinishReason) -> Result<Delta, ApiError> {
+    fn on_finish(&mut self, reason: &FinishReason, preemptions: u32) -> Result<Delta, ApiError> {
         if let Some(error) = ApiError::from_finish(reason) {
+            self.record(Ending::from(reason), Some(preemptions));
             return Err(error);
         }
         let mut finish = Finish::Length;
@@ -275,6 +293,8 @@ impl Generation {
         } else {
             self.stop.finish(&mut text);
         }
+        let ending = if finish == Finish::Length { Ending::Length } else { Ending::Stop };
+        self.record(ending, Some(preemptions));
         Ok(self.end(text, finish))
     }
 

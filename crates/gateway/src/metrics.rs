@@ -1,15 +1,17 @@
 //! `GET /metrics`.
 
 use axum::extract::State;
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
-use oarlock_telemetry::{EngineSample, METRICS_CONTENT_TYPE};
+use oarlock_telemetry::{EngineSample, Format};
 
 use crate::app::App;
 use crate::health::statuses;
 
-/// All metrics. An engine that cannot be reached has none.
-pub(crate) async fn metrics(State(app): State<App>) -> Response {
+/// All metrics, in the format that the client prefers. An engine that cannot be reached has none.
+pub(crate) async fn metrics(State(app): State<App>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = Format::from_accept(accept.unwrap_or_default());
     let samples: Vec<EngineSample> = statuses(&app)
         .await
         .into_iter()
@@ -18,5 +20,6 @@ pub(crate) async fn metrics(State(app): State<App>) -> Response {
             Some(EngineSample { engine: member.id, model_name: member.served_name, status })
         })
         .collect();
-    ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], app.metrics.encode(&samples)).into_response()
+    let headers = [(header::CONTENT_TYPE, format.content_type()), (header::VARY, "accept")];
+    (headers, app.metrics.encode(&samples, format)).into_response()
 }

@@ -9,8 +9,15 @@ use anyhow::{Context as _, bail};
 use crate::step;
 
 /// What is installed. The client must keep working across its releases, so only the major is held.
-const REQUIREMENTS: [&str; 4] =
-    ["openai>=3,<4", "grpcio>=1,<2", "grpcio-reflection>=1,<2", "grpcio-health-checking>=1,<2"];
+const REQUIREMENTS: [&str; 5] = [
+    "openai>=3,<4",
+    "grpcio>=1,<2",
+    "grpcio-reflection>=1,<2",
+    "grpcio-health-checking>=1,<2",
+    "prometheus-client>=0.20,<1",
+];
+/// What shows that they are there.
+const IMPORTS: &str = "import openai, grpc_reflection, grpc_health, prometheus_client";
 
 /// Makes the environment where it is missing or has other requirements; its interpreter.
 pub(crate) fn ensure(target_dir: &Path) -> anyhow::Result<PathBuf> {
@@ -20,11 +27,7 @@ pub(crate) fn ensure(target_dir: &Path) -> anyhow::Result<PathBuf> {
     let wanted = REQUIREMENTS.join("\n");
     let is_installed = fs::read_to_string(&marker).is_ok_and(|found| found == wanted);
     // A checkout that moved, or a Python that was upgraded, leaves a dead link.
-    if is_installed
-        && answers(
-            Command::new(&python).args(["-c", "import openai, grpc_reflection, grpc_health"]),
-        )
-    {
+    if is_installed && answers(Command::new(&python).args(["-c", IMPORTS])) {
         eprintln!("{} is there", dir.display());
         return Ok(python);
     }

@@ -5,10 +5,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod api;
+mod bench;
 mod determinism;
 mod gemma;
 mod lifecycle;
 mod limits;
+mod metrics;
 mod options;
 mod python;
 mod reference;

@@ -80,6 +80,9 @@ async fn metrics_count_requests_and_tokens() {
     let (status, text) = client.get("/metrics").await;
     assert_eq!(status, StatusCode::OK);
     for line in [
+        r#"oarlock_request_success_total{model_name="org/fake",finished_reason="length"} 1"#,
+        r#"oarlock_request_success_total{model_name="org/fake",finished_reason="abort"} 0"#,
+        r#"oarlock_e2e_request_latency_seconds_count{model_name="org/fake"} 1"#,
         r#"oarlock_http_requests_total{route="/v1/chat/completions",status="200"} 1"#,
         r#"oarlock_http_requests_total{route="/v1/chat/completions",status="400"} 1"#,
         r#"oarlock_http_requests_total{route="other",status="404"} 1"#,

@@ -74,12 +74,13 @@ const OWNED: [(&str, &[&str]); 7] = [
     ("tonic", &["rpc"]),
     ("tonic-prost", &["rpc"]),
     ("tonic-prost-build", &["rpc"]),
-    ("axum", &["gateway"]),
+    // A fake server in the tests of `bench`.
+    ("axum", &["gateway", "bench"]),
     ("hyper", &["gateway"]),
 ];
 
 /// Crates that may handle JSON outside of tests.
-const JSON: [&str; 5] = ["gateway", "text", "cli", "xtask", "testkit"];
+const JSON: [&str; 6] = ["gateway", "text", "cli", "bench", "xtask", "testkit"];
 
 /// What the rules need to know of a package.
 pub(super) struct Package {
