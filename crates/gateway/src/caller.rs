@@ -40,6 +40,11 @@ struct Inner {
 }
 
 impl Caller {
+    /// The id of the key, where there is one.
+    pub(crate) fn key_id(&self) -> Option<&str> {
+        self.0.caller.key_id()
+    }
+
     /// Whose request it is: from the key alone.
     pub(crate) fn tenant(&self) -> TenantId {
         self.0.caller.tenant()

@@ -6,6 +6,7 @@ use std::time::Instant;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
+use oarlock_telemetry::KeyUsage;
 use oarlock_types::{GroupId, Request, RequestId, SamplingParams, StopCriteria, TokenId};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -44,6 +45,7 @@ pub(crate) struct Choices {
     prompts: Vec<Arc<[TokenId]>>,
     per_prompt: u32,
     admitted: Admitted,
+    key_usage: Option<KeyUsage>,
 }
 
 /// A request that the gateway has let in.
@@ -117,7 +119,9 @@ impl Choices {
         }
         let usage = generations.iter().map(Generation::usage).collect();
         let running = generations.into_iter().map(turn).collect();
-        Ok(Self { running, usage, prompts, per_prompt: fanout.choices, admitted })
+        let key_usage = admitted.caller.key_id().map(|key| app.metrics.key_usage(key));
+        let per_prompt = fanout.choices;
+        Ok(Self { running, usage, prompts, per_prompt, admitted, key_usage })
     }
 
     /// The next piece of any sequence, to be handed to `with`; `None` once all have ended. Dropping
@@ -211,6 +215,9 @@ impl Drop for Choices {
     fn drop(&mut self) {
         let used = self.usage();
         self.admitted.caller.charge(used.prompt.saturating_add(used.completion));
+        if let Some(key_usage) = &self.key_usage {
+            key_usage.add(used.prompt, used.completion);
+        }
     }
 }
 
