@@ -51,7 +51,9 @@ impl HttpClient {
         let connections = match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTP => Connections::Plain(pool(http)),
             Some(scheme) if *scheme == Scheme::HTTPS => {
-                let builder = HttpsConnectorBuilder::new().with_native_roots();
+                // Named, so that it does not matter what else in the program brings one.
+                let provider = rustls::crypto::ring::default_provider();
+                let builder = HttpsConnectorBuilder::new().with_provider_and_native_roots(provider);
                 let builder = builder.map_err(|error| wrong(&error.to_string()))?;
                 Connections::Tls(pool(builder.https_only().enable_http1().wrap_connector(http)))
             }

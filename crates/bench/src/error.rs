@@ -35,6 +35,9 @@ pub enum BenchError {
         /// What it says.
         message: String,
     },
+    /// It was cancelled first.
+    #[error("interrupted before anything was measured")]
+    Interrupted,
     /// The model must be named.
     #[error("--model is needed: the server lists {0}")]
     Model(String),

@@ -39,7 +39,10 @@ pub async fn run(
     live: &Live,
     cancel: &CancellationToken,
 ) -> Result<Report, BenchError> {
-    let target = Arc::new(Target::prepare(options).await?);
+    let target = tokio::select! {
+        target = Target::prepare(options) => Arc::new(target?),
+        () = cancel.cancelled() => return Err(BenchError::Interrupted),
+    };
     let workload = Arc::new(Workload::new(options, target.material.clone()));
     let mut runs = Vec::new();
     if options.warmup > 0 {

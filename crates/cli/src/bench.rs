@@ -207,14 +207,13 @@ async fn show_progress(live: Arc<Live>) {
         return;
     }
     let line = ClearOnDrop(ProgressBar::new_spinner());
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+    if let Ok(style) = ProgressStyle::with_template("{msg}") {
         line.0.set_style(style);
     }
     let mut redraw = tokio::time::interval(REDRAW);
     loop {
         redraw.tick().await;
         line.0.set_message(describe(&live.current()));
-        line.0.tick();
     }
 }
 

@@ -216,6 +216,8 @@ async fn a_duration_ends_a_run_and_a_cancelled_one_reports_what_it_has() {
     assert!(report.interrupted);
     assert_eq!((report.runs[0].requests.ok, report.runs[0].requests.failed), (0, 0));
     assert_eq!(report.total_failure(), None);
+    let error = run(&endless, &live, &cancel).await.unwrap_err();
+    assert!(matches!(error, BenchError::Interrupted), "{error}");
     let late = Options { timeout: Duration::from_millis(50), requests: Some(2), ..endless };
     let report = bench(&late).await.unwrap();
     assert_eq!(report.runs[0].errors["timeout"].count, 2);
