@@ -7,12 +7,14 @@
 mod api;
 mod determinism;
 mod gemma;
+mod keys;
 mod lifecycle;
 mod limits;
 mod options;
 mod python;
 mod reference;
 mod requests;
+mod slow_clients;
 mod storm;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
