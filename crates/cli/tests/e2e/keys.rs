@@ -109,6 +109,7 @@ fn keys_come_and_go_while_a_server_runs() {
 fn a_key_has_its_quota() {
     let (folder, file) = folder_and_file();
     let few = add(&file, &["--tenant", "few", "--requests-per-minute", "2"]);
+    let little = add(&file, &["--tenant", "little", "--tokens-per-minute", "20"]);
     let plenty = add(&file, &["--tenant", "plenty"]);
     let server = start(folder.path(), &file);
     for _ in 0..2 {
@@ -119,7 +120,30 @@ fn a_key_has_its_quota() {
     let seconds: u32 = refused.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=30).contains(&seconds), "{seconds}");
     assert_eq!(refused.json()["error"]["code"], "rate_limit_exceeded");
+    // What a request costs is known at its end: it may overdraw, once.
+    assert_eq!(complete(&server, &little, "hello", 30).status, 200);
+    let refused = complete(&server, &little, "hello", 3);
+    assert_eq!(refused.status, 429, "{}", refused.text());
+    assert!(refused.text().contains("tokens per minute"), "{}", refused.text());
     assert_eq!(complete(&server, &plenty, "hello", 3).status, 200, "others are not concerned");
+}
+
+#[test]
+fn tenants_share_no_cache() {
+    let (folder, file) = folder_and_file();
+    let [one, other] = [0, 1].map(|_| add(&file, &["--tenant", "acme"]));
+    let stranger = add(&file, &["--tenant", "umbrella"]);
+    let server = start(folder.path(), &file);
+    let prompt = "the same long beginning, over and over ".repeat(4);
+    let cached_tokens = |key: &str| {
+        let body = complete(&server, key, &prompt, 2).ok_json();
+        body["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(cached_tokens(&one), 0);
+    assert!(cached_tokens(&one) >= 16, "its own prompt is not cached");
+    assert!(cached_tokens(&other) >= 16, "keys of one tenant share its cache");
+    assert_eq!(cached_tokens(&stranger), 0, "another tenant's prompt could be guessed");
+    assert!(cached_tokens(&stranger) >= 16);
 }
 
 #[test]
