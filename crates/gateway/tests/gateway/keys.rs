@@ -24,6 +24,14 @@ fn client_with_key(script: Script, limits: Limits) -> (Client, String) {
     (client, secrets.remove(0))
 }
 
+/// Access with one key, and the key.
+pub(crate) fn access_with_key(limits: Limits) -> (Access, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.toml");
+    let secret = add(&path, NewKey { tenant: "acme".to_owned(), limits, ..NewKey::default() });
+    (Access::load(&path).unwrap(), secret)
+}
+
 /// A router with some keys, and their secrets.
 fn client_with_keys(script: Script, keys: Vec<NewKey>) -> (Client, Vec<String>) {
     let folder = tempfile::tempdir().unwrap();
