@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -106,10 +106,10 @@ impl KeysFile {
 
     fn parse(text: &str, path: &Path) -> Result<Self, AccessError> {
         let file: Self = toml::from_str(text).map_err(|error| {
-            let start = error.span().map_or(0, |span| span.start.min(text.len()));
+            let start = error.span().map_or(0, |span| text.floor_char_boundary(span.start));
             AccessError::Syntax {
                 path: path.to_owned(),
-                line: text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1,
+                line: text[..start].matches('\n').count() + 1,
                 problem: error.message().to_owned(),
             }
         })?;
@@ -200,7 +200,7 @@ impl KeysFile {
         let folder = folder_of(path);
         let mut temporary = tempfile::Builder::new()
             .prefix(".oarlock-keys-")
-            .permissions(fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(MODE)))
+            .permissions(fs::Permissions::from_mode(MODE))
             .tempfile_in(folder)
             .map_err(failed)?;
         temporary.write_all(HEADER.as_bytes()).map_err(failed)?;
@@ -245,7 +245,6 @@ fn lock(path: &Path) -> Result<File, AccessError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
     use std::time::UNIX_EPOCH;
 
     use oarlock_types::Priority;

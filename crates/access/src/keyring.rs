@@ -140,7 +140,7 @@ mod tests {
     use crate::secret::Secret;
 
     fn now() -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+        UNIX_EPOCH + Duration::from_hours(500_000)
     }
 
     fn add(file: &mut KeysFile, tenant: &str, expires: Option<Timestamp>) -> (String, Secret) {
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn revoked_and_expired_keys_are_refused() {
         let mut file = KeysFile::default();
-        let end = now() + Duration::from_secs(60);
+        let end = now() + Duration::from_mins(1);
         let (_, short) = add(&mut file, "t", Some(Timestamp::from_time(end)));
         let (id, revoked) = add(&mut file, "t", None);
         assert!(file.revoke(&id, now()).unwrap());

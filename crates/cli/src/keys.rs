@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
@@ -121,10 +121,9 @@ fn parse_expiry(text: &str) -> Result<Timestamp, String> {
     Ok(time)
 }
 
-/// The last moment that can be written down.
+/// 9999-12-31T23:59:59Z: what comes later cannot be written down.
 fn far_future() -> SystemTime {
-    const YEAR_9999: std::time::Duration = std::time::Duration::from_secs(253_370_764_800);
-    SystemTime::UNIX_EPOCH + YEAR_9999
+    SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799)
 }
 
 fn add(arguments: AddArguments) -> anyhow::Result<()> {
@@ -251,8 +250,6 @@ fn table(path: &Path, keys: &[KeyRecord], now: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -178,7 +178,7 @@ mod tests {
     const PATIENCE: Patience = Patience {
         header: Duration::from_secs(30),
         idle: Duration::from_secs(100),
-        write: Duration::from_secs(60),
+        write: Duration::from_mins(1),
     };
 
     fn check(activity: &Activity) -> Result<Overdue, Duration> {

@@ -49,7 +49,7 @@ pub async fn serve(
     let access = &app.config.access;
     let _watching =
         access.has_file().then(|| AbortOnDropHandle::new(tokio::spawn(watch_keys(access.clone()))));
-    let mut server = Server::new(listeners.http, Arc::clone(&app));
+    let mut server = Server::new(listeners.http, &app);
     let grpc = listeners.grpc.map(|listener| GrpcServer::start(listener, &app));
     tracing::info!(%address, "serving");
     server.accept_until(shutdown).await;
@@ -124,10 +124,10 @@ struct Server {
 }
 
 impl Server {
-    fn new(listener: TcpListener, app: App) -> Self {
+    fn new(listener: TcpListener, app: &App) -> Self {
         let permits = Arc::new(Semaphore::new(app.config.max_connections.max(1)));
         let addresses = Addresses::new(app.config.max_connections_per_address);
-        let protocol = Protocol::new(routes(App::clone(&app)), &app.config);
+        let protocol = Protocol::new(routes(App::clone(app)), &app.config);
         let (connections, closing) = (JoinSet::new(), CancellationToken::new());
         Self { listener, protocol, permits, addresses, connections, closing }
     }

@@ -17,7 +17,7 @@ use crate::activity::Activity;
 /// gateway, which stops asking for more of it.
 const UNSENT_BYTES: u32 = 64 << 10;
 /// After so long without a byte the system asks whether the client is still there.
-const PROBE_AFTER: Duration = Duration::from_secs(60);
+const PROBE_AFTER: Duration = Duration::from_mins(1);
 /// Pause between two such questions.
 const PROBE_INTERVAL: Duration = Duration::from_secs(15);
 /// A client that has closed its side may have asked something that is answered at once.

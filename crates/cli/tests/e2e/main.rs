@@ -8,6 +8,7 @@ mod api;
 mod bench;
 mod determinism;
 mod gemma;
+mod keys;
 mod lifecycle;
 mod limits;
 mod metrics;
@@ -15,6 +16,7 @@ mod options;
 mod python;
 mod reference;
 mod requests;
+mod slow_clients;
 mod storm;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -52,7 +54,12 @@ fn questions_to_one_server() {
 
 /// The demo model and the right to start a server; `None` where the model is not here.
 fn turn() -> Option<(MutexGuard<'static, ()>, PathBuf)> {
-    static TURN: Mutex<()> = Mutex::new(());
     let model = demo_model()?;
-    Some((TURN.lock().unwrap_or_else(PoisonError::into_inner), model))
+    Some((alone(), model))
+}
+
+/// The right to start a server that should not share two cores with another large one.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,24 +6,42 @@ use std::time::SystemTime;
 
 use axum::body::Body;
 use axum::http::{Request, Response, StatusCode};
+use futures::StreamExt as _;
 use oarlock_access::{Access, KeysFile, Limits, NewKey};
 use oarlock_gateway::GatewayConfig;
+use oarlock_types::Priority;
 use serde_json::{Value, json};
 
-use crate::fake_engine::{Client, Script, bytes, chat_body, client, client_with, script, text_of};
+use crate::fake_engine::{
+    Client, Script, Then, bytes, chat_body, client, client_with, script, text_of,
+};
 use crate::sockets::hanging;
 
 /// A router with one key, and the key.
-pub(crate) fn client_with_key(script: Script, limits: Limits) -> (Client, String) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("keys.toml");
-    let secret = add(&path, limits);
-    let access = Access::load(&path).unwrap();
-    (client_with(script, GatewayConfig { access, ..GatewayConfig::default() }), secret)
+fn client_with_key(script: Script, limits: Limits) -> (Client, String) {
+    let key = NewKey { tenant: "acme".to_owned(), limits, ..NewKey::default() };
+    let (client, mut secrets) = client_with_keys(script, vec![key]);
+    (client, secrets.remove(0))
 }
 
-fn add(path: &Path, limits: Limits) -> String {
-    let key = NewKey { tenant: "acme".to_owned(), limits, ..NewKey::default() };
+/// Access with one key, and the key.
+pub(crate) fn access_with_key(limits: Limits) -> (Access, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.toml");
+    let secret = add(&path, NewKey { tenant: "acme".to_owned(), limits, ..NewKey::default() });
+    (Access::load(&path).unwrap(), secret)
+}
+
+/// A router with some keys, and their secrets.
+fn client_with_keys(script: Script, keys: Vec<NewKey>) -> (Client, Vec<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.toml");
+    let secrets = keys.into_iter().map(|key| add(&path, key)).collect();
+    let access = Access::load(&path).unwrap();
+    (client_with(script, GatewayConfig { access, ..GatewayConfig::default() }), secrets)
+}
+
+fn add(path: &Path, key: NewKey) -> String {
     KeysFile::edit(path, true, |file| {
         let (_, secret) = file.add(key, SystemTime::now())?;
         Ok(secret.expose().to_owned())
@@ -32,7 +50,11 @@ fn add(path: &Path, limits: Limits) -> String {
 }
 
 fn chat(secret: &str) -> Request<Body> {
-    let body = Body::from(chat_body(&json!({"stream": true})).to_string());
+    chat_with(secret, &json!({"stream": true}))
+}
+
+fn chat_with(secret: &str, fields: &Value) -> Request<Body> {
+    let body = Body::from(chat_body(fields).to_string());
     let request = Request::post("/v1/chat/completions");
     request.header("authorization", format!("Bearer {secret}")).body(body).unwrap()
 }
@@ -147,4 +169,67 @@ async fn a_request_counts_until_its_answer_is_gone() {
     assert_eq!(second.status(), StatusCode::OK);
     drop(second);
     client.idle().await;
+}
+
+#[tokio::test]
+async fn tenant_salt_and_class_come_from_the_key_alone() {
+    let key = |tenant: &str, priority: u8| NewKey {
+        tenant: tenant.to_owned(),
+        priority: Priority(priority),
+        ..NewKey::default()
+    };
+    let keys = vec![key("acme", 50), key("acme", 60), key("umbrella", 50)];
+    let (client, secrets) = client_with_keys(script(bytes("x")), keys);
+    let ask = async |secret: &str, fields: Value| {
+        let (status, text) = text_of(client.send(chat_with(secret, &fields)).await).await;
+        assert_eq!(status, StatusCode::OK, "{text}");
+        let request = client.engine.last_request();
+        (request.tenant, request.salt, request.priority)
+    };
+    let first = ask(&secrets[0], json!({})).await;
+    let second = ask(&secrets[1], json!({"user": "umbrella"})).await;
+    let third = ask(&secrets[2], json!({})).await;
+    assert_eq!((first.0, first.1), (second.0, second.1));
+    assert_ne!(first.0, third.0);
+    assert_ne!(first.1, third.1);
+    assert!(first.0.0 != 0 && first.1.0 != 0, "the tenant without a key");
+    assert_eq!((first.2, second.2), (Priority(50), Priority(60)));
+    // A client can wait longer, and cannot go ahead.
+    assert_eq!(ask(&secrets[0], json!({"priority": 7})).await.2, Priority(57));
+    assert_eq!(ask(&secrets[0], json!({"priority": -7})).await.2, Priority(50));
+}
+
+#[tokio::test]
+async fn tokens_of_prompts_and_answers_are_counted() {
+    let limits = Limits { tokens_per_minute: NonZeroU32::new(60), ..Limits::default() };
+    let (client, secret) = client_with_key(script(bytes(&"x".repeat(70))), limits);
+    let (status, text) = text_of(client.send(chat_with(&secret, &json!({}))).await).await;
+    assert_eq!(status, StatusCode::OK);
+    let usage: Value = serde_json::from_str(&text).unwrap();
+    let used = usage["usage"]["total_tokens"].as_u64().unwrap();
+    assert!(used > 70, "{text}");
+    let refused = client.send(chat(&secret)).await;
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    // What is missing comes back at a token a second.
+    let wait = u64::from(retry_after(&refused));
+    assert!((used - 60..=used - 60 + 1).contains(&wait), "{wait} s for {used} tokens");
+}
+
+#[tokio::test]
+async fn a_stream_that_is_left_is_charged_for_what_it_got() {
+    let limits = Limits { tokens_per_minute: NonZeroU32::new(10), ..Limits::default() };
+    let then = Then::Hang;
+    let (client, secret) =
+        client_with_key(Script { then, ..script(bytes(&"x".repeat(40))) }, limits);
+    let mut body = client.send(chat(&secret)).await.into_body().into_data_stream();
+    let mut events = 0;
+    while events < 20 {
+        let frame = body.next().await.unwrap().unwrap();
+        events += frame.windows(6).filter(|window| window == b"data: ").count();
+    }
+    drop(body);
+    client.idle().await;
+    let refused = client.send(chat(&secret)).await;
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert!(retry_after(&refused) > 60, "{}", retry_after(&refused));
 }

@@ -11,6 +11,8 @@ mod fake_engine;
 #[cfg(test)]
 mod fields;
 #[cfg(test)]
+mod grpc_keys;
+#[cfg(test)]
 mod infrastructure;
 #[cfg(test)]
 mod keys;

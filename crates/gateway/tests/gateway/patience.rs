@@ -130,7 +130,7 @@ async fn heads_with_too_many_fields_are_refused() {
     let config = GatewayConfig { max_headers: 20, ..GatewayConfig::default() };
     let running = start(script(bytes("x")), config).await;
     let head = |count: usize| {
-        let fields: String = (0..count).map(|index| format!("x-{index}: y\r\n")).collect();
+        let fields = "x-field: y\r\n".repeat(count);
         format!("GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{fields}\r\n")
     };
     assert!(running.exchange(&head(18)).await.starts_with("HTTP/1.1 200"));
