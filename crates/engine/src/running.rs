@@ -229,7 +229,10 @@ mod tests {
                 [
                     EventKind::Started { .. },
                     EventKind::Token(_),
-                    EventKind::Finished { reason: FinishReason::Stop, usage: Usage { completion_tokens: 1, .. } },
+                    EventKind::Finished {
+                        reason: FinishReason::Stop,
+                        usage: Usage { completion_tokens: 1, .. }
+                    },
                 ]
             ),
             "{kinds:?}"

@@ -1,8 +1,6 @@
 //! Who starts, and who has to make room for it.
 
-use oarlock_types::{
-    BLOCK_TOKENS, Event, EventKind, Priority, SlotId, SlotStart, StepId, TokenId,
-};
+use oarlock_types::{BLOCK_TOKENS, Event, EventKind, Priority, SlotId, SlotStart, StepId, TokenId};
 
 use crate::planner::{Draft, blocks_for};
 use crate::scheduler::Scheduler;
@@ -58,9 +56,13 @@ impl Scheduler {
     /// sequences of lower classes, the lowest first and of equals the latest, and only if that
     /// suffices.
     fn make_room(&mut self, at: usize, draft: &mut Draft<'_>) -> Room {
+        let class = self.sequences[at].order.priority;
+        let nobody_below = self.running.last().is_none_or(|(last, _)| last.priority <= class);
+        if self.free_slots.is_empty() && nobody_below {
+            return Room::None;
+        }
         let hit = self.acquire_prefix(at);
         let sequence = &self.sequences[at];
-        let class = sequence.order.priority;
         let needed = blocks_for((sequence.num_tokens() + 1).min(self.limits.sequence_tokens()));
         let needed = needed - hit;
         let mut gave_way = false;

@@ -47,17 +47,14 @@ impl Groups {
             return;
         }
         let entry = Some(Group { key, first: at, last: at });
-        let group = match self.free.pop() {
-            Some(group) => {
-                self.entries[group] = entry;
-                group
-            }
-            None => {
-                self.entries.push(entry);
-                // So that leaving never allocates.
-                self.free.reserve(self.entries.len());
-                self.entries.len() - 1
-            }
+        let group = if let Some(group) = self.free.pop() {
+            self.entries[group] = entry;
+            group
+        } else {
+            self.entries.push(entry);
+            // So that leaving never allocates.
+            self.free.reserve(self.entries.len());
+            self.entries.len() - 1
         };
         self.index.insert(key, group);
         sequences[at].group = Some(group);
@@ -110,7 +107,8 @@ impl Groups {
             let entry = self.entries[group].as_ref().expect("a group in the index");
             assert_eq!(entry.key, *key);
             let members: Vec<usize> =
-                std::iter::successors(Some(entry.first), |at| sequences[*at].next_sibling).collect();
+                std::iter::successors(Some(entry.first), |at| sequences[*at].next_sibling)
+                    .collect();
             assert_eq!(members.last(), Some(&entry.last), "the end of a group");
             let arrivals = members.iter().map(|at| sequences[*at].order.arrival);
             assert!(arrivals.is_sorted(), "a group is out of order");

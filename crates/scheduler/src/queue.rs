@@ -56,9 +56,7 @@ impl Queue {
         self.entries.clear();
     }
 
-    pub(crate) fn iter(
-        &self,
-    ) -> impl DoubleEndedIterator<Item = (Order, usize)> + Clone + '_ {
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (Order, usize)> + Clone + '_ {
         self.entries.iter().copied()
     }
 

@@ -239,7 +239,10 @@ impl Waiting {
             let listed = self.tenants.waiting_in(entry.class).filter(|at| *at == tenant).count();
             assert_eq!(listed, usize::from(!of_tenant.is_empty()), "tenants that wait are listed");
             let floor = self.tenants.class(entry.class).floor;
-            assert!(of_tenant.is_empty() || entry.served >= floor, "a tenant below the floor waits");
+            assert!(
+                of_tenant.is_empty() || entry.served >= floor,
+                "a tenant below the floor waits"
+            );
         }
         assert_eq!((len, num_tokens), (self.len, self.num_tokens), "sequences and tokens waiting");
         let occupied = (0..=u8::MAX).map(Priority);

@@ -84,7 +84,9 @@ impl Bench {
             result.slots.clear();
             result.slots.extend(self.plan.chunks.iter().map(|chunk| SlotResult {
                 slot: chunk.slot,
-                outcome: Ok(chunk.sample.then_some(SampledToken { token: TokenId(5), score: None })),
+                outcome: Ok(
+                    chunk.sample.then_some(SampledToken { token: TokenId(5), score: None }),
+                ),
                 prompt_scores: Vec::new(),
             }));
             self.results.push_back(result);

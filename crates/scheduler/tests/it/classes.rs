@@ -33,8 +33,7 @@ fn running(harness: &Harness) -> Vec<u64> {
 #[test]
 fn a_slot_is_taken_from_the_latest_of_the_lowest_class() {
     for max_plans_in_flight in 1..=2 {
-        let mut harness =
-            Harness::new(Limits { max_seqs: 4, max_plans_in_flight, ..roomy() });
+        let mut harness = Harness::new(Limits { max_seqs: 4, max_plans_in_flight, ..roomy() });
         for (id, class) in [(1, 9), (2, 5), (3, 9), (4, 5)] {
             harness.submit(classed(id, class, 20, 30)).unwrap();
         }
@@ -122,11 +121,27 @@ fn the_budget_goes_to_the_higher_class_first() {
     harness.drain();
 }
 
+/// Found by a random trace: a sequence that took a block from the lowest class kept all others from
+/// starting in that step, also those above the ones that went on.
+#[test]
+fn between_who_takes_and_who_gives_others_may_start() {
+    let mut harness = Harness::new(Limits { num_blocks: 11, ..roomy() });
+    harness.submit(classed(1, 5, 16, 40)).unwrap();
+    harness.submit(classed(2, 9, 70, 30)).unwrap();
+    harness.submit(classed(3, 9, 70, 30)).unwrap();
+    harness.step();
+    assert_eq!(running(&harness), [1, 2, 3]);
+    // The first lacks its second block now, and takes those of the last.
+    harness.submit(classed(4, 5, 40, 3)).unwrap();
+    harness.plan();
+    assert_eq!(running(&harness), [1, 2, 4]);
+    harness.drain();
+}
+
 /// A stream of urgent requests stops the others, and once it ends they all finish.
 #[test]
 fn the_lower_class_gets_on_when_the_higher_one_is_done() {
-    let limits =
-        Limits { num_blocks: 12, max_seqs: 2, max_plans_in_flight: 2, ..roomy() };
+    let limits = Limits { num_blocks: 12, max_seqs: 2, max_plans_in_flight: 2, ..roomy() };
     let mut harness = Harness::new(limits);
     harness.submit(classed(1, 9, 40, 60)).unwrap();
     harness.submit(classed(2, 9, 40, 60)).unwrap();

@@ -108,9 +108,8 @@ impl Harness {
     /// waits for blocks, and generates one when all are computed. Another one can take its place as
     /// first only if that arrived earlier, which each of those that live does once at most.
     fn check_progress(&mut self) {
-        let progress = |kind: &EventKind| {
-            matches!(kind, EventKind::Token(_) | EventKind::Finished { .. })
-        };
+        let progress =
+            |kind: &EventKind| matches!(kind, EventKind::Token(_) | EventKind::Finished { .. });
         if self.events.iter().any(|event| progress(&event.kind)) {
             self.num_quiet = 0;
             return;

@@ -20,7 +20,8 @@ fn cached(harness: &Harness, id: u64) -> Option<u32> {
 #[test]
 fn the_prompt_is_computed_once() {
     for max_plans_in_flight in 1..=2 {
-        let limits = Limits { step_tokens: 40, max_chunk_tokens: 30, max_plans_in_flight, ..roomy() };
+        let limits =
+            Limits { step_tokens: 40, max_chunk_tokens: 30, max_plans_in_flight, ..roomy() };
         let mut harness = Harness::new(limits);
         for id in 1..=4 {
             harness.submit(sibling(id, 70)).unwrap();
@@ -30,7 +31,10 @@ fn the_prompt_is_computed_once() {
         // Nobody else waits for them.
         assert_eq!([2, 3, 4, 5].map(|id| cached(&harness, id)), [None, None, None, Some(0)]);
         harness.drain();
-        assert_eq!([1, 2, 3, 4].map(|id| cached(&harness, id)), [Some(0), Some(64), Some(64), Some(64)]);
+        assert_eq!(
+            [1, 2, 3, 4].map(|id| cached(&harness, id)),
+            [Some(0), Some(64), Some(64), Some(64)]
+        );
         let computed: u32 =
             harness.plans.iter().flat_map(|plan| &plan.chunks).map(|chunk| chunk.len).sum();
         // 70 once, three tails of 6, three generated tokens and more of each; the last one never is.
@@ -69,7 +73,8 @@ fn when_the_first_is_gone_the_next_is_the_first() {
 
 #[test]
 fn a_preempted_first_starts_again_before_its_siblings() {
-    let mut harness = Harness::new(Limits { step_tokens: 20, max_seqs: 2, max_plans_in_flight: 2, ..roomy() });
+    let mut harness =
+        Harness::new(Limits { step_tokens: 20, max_seqs: 2, max_plans_in_flight: 2, ..roomy() });
     for id in 1..=3 {
         harness.submit(sibling(id, 100)).unwrap();
     }
@@ -107,7 +112,10 @@ fn a_group_id_alone_joins_nothing() {
     }
     assert_eq!(harness.plan().map(|plan| plan.start.len()), Some(6));
     harness.drain();
-    assert_eq!((cached(&harness, 2), cached(&harness, 6), cached(&harness, 7)), (Some(0), Some(0), Some(48)));
+    assert_eq!(
+        (cached(&harness, 2), cached(&harness, 6), cached(&harness, 7)),
+        (Some(0), Some(0), Some(48))
+    );
 }
 
 #[test]
