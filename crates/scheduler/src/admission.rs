@@ -20,7 +20,7 @@ impl Scheduler {
     /// Starts waiting sequences, in order, until one does not fit: nothing overtakes that one. Only
     /// of classes above `below`, if given.
     pub(crate) fn admit(&mut self, below: Option<Priority>, draft: &mut Draft<'_>) {
-        while draft.budget > 0 {
+        while draft.budget > 0 && self.may_have_slot() {
             let bound = draft.bound(below);
             let candidate = self.waiting.candidate(&self.sequences, &self.groups, bound);
             let Some(candidate) = candidate else { return };
@@ -49,6 +49,14 @@ impl Scheduler {
                 Room::None => draft.close(class),
             }
         }
+    }
+
+    /// Whether there is a slot for the highest class that waits, free or of a lower class. When the
+    /// server is full there is none, and nobody has to look for the next one in every step.
+    fn may_have_slot(&self) -> bool {
+        let Some(highest) = self.waiting.highest() else { return false };
+        !self.free_slots.is_empty()
+            || self.running.last().is_some_and(|(last, _)| last.priority > highest)
     }
 
     /// Finds a slot for a waiting sequence, and blocks for all its tokens and the next one; the

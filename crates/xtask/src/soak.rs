@@ -9,5 +9,7 @@ pub(crate) fn run(workspace: &Workspace, operations: u64, seed: u64) -> anyhow::
     soak.args(["run", "--release", "--quiet", "--package", "oarlock-scheduler"]);
     soak.args(["--example", "soak", "--", "--operations", &operations.to_string()]);
     soak.args(["--seed", &seed.to_string()]);
+    // The scheduler's own assertions are part of what is checked.
+    soak.env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true");
     step_command("soak", &mut soak)
 }
