@@ -2,7 +2,8 @@
 //!
 //! One task owns all state; everyone else holds an [`EngineHandle`] and sends it commands. A worker
 //! that dies is started again with the next epoch, and the requests that ran go on from their tokens,
-//! so that their owners see a pause and nothing else.
+//! so that their owners see a pause and nothing else. Two plans are in flight at a time: while the
+//! worker computes one it has the next already, which goes on from tokens that it samples itself.
 //!
 //! Absent on purpose: text, JSON, protobuf (`rpc` has it), device memory (the worker has it).
 

@@ -26,7 +26,7 @@ impl Bench {
         let limits = Limits {
             num_blocks,
             max_seqs,
-            max_queued: max_seqs,
+            max_queued: 2 * max_seqs,
             step_tokens,
             vocab_size: VOCAB_SIZE,
             ..Limits::default()
@@ -79,7 +79,7 @@ fn request(id: u64, tokens: Vec<TokenId>, max_tokens: u32) -> Request {
 fn tokens(shared: u64, own: u64, num_shared: usize, len: usize) -> Vec<TokenId> {
     let token = |key: u64, at: usize| {
         TokenId(
-            (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) as u32 % 1000
+            (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) as u32 % 140_000
                 + at as u32 * 7 % 997
                 + 10,
         )
@@ -92,21 +92,27 @@ fn report(name: &str, target_us: f64, mut samples: Vec<f64>) {
     let at = |share: f64| samples[((samples.len() - 1) as f64 * share) as usize];
     let verdict = if at(0.5) < target_us { "ok" } else { "MISSED" };
     println!(
-        "{name:48} median {:9.2} µs  p99 {:9.2} µs  least {:9.2} µs  (target {target_us} µs: {verdict})",
+        "{name:50} median {:9.2} µs  p99 {:9.2} µs  least {:9.2} µs  (target {target_us} µs: {verdict})",
         at(0.5),
         at(0.99),
         samples[0],
     );
 }
 
-/// One token for each of so many sequences, with contexts of 500 tokens and more.
-fn decode(num_seqs: u32, num_samples: usize, target_us: f64) {
+/// One token for each of so many sequences, with contexts of 500 tokens and more, while `num_waiting`
+/// others of 16 tenants wait for a slot.
+fn decode(num_seqs: u32, num_waiting: u32, num_samples: usize, target_us: f64) {
     let len = WARM_UP + num_samples + 8;
     let blocks_each = (500 + len).div_ceil(16) as u32;
     let mut bench = Bench::new(num_seqs, num_seqs * blocks_each, 65_536);
     for id in 0..u64::from(num_seqs) {
         let tokens = tokens(id, id, 0, 500);
         bench.scheduler.submit(request(id, tokens, len as u32), Tick(0)).expect("room");
+    }
+    bench.step();
+    for id in 0..u64::from(num_waiting) {
+        let id = id + u64::from(num_seqs);
+        bench.scheduler.submit(request(id, tokens(id, id, 0, 500), 5), Tick(0)).expect("room");
     }
     for _ in 0..WARM_UP {
         bench.step();
@@ -115,7 +121,9 @@ fn decode(num_seqs: u32, num_samples: usize, target_us: f64) {
     assert_eq!(bench.plan.chunks.len(), num_seqs as usize);
     let samples = (0..num_samples).map(|_| bench.step()).collect();
     assert_eq!(bench.scheduler.stats().num_running, num_seqs);
-    report(&format!("plan + commit, {num_seqs} running"), target_us, samples);
+    assert_eq!(bench.scheduler.stats().num_waiting, num_waiting);
+    let name = format!("plan + commit, {num_seqs} running, {num_waiting} waiting");
+    report(&name, target_us, samples);
 }
 
 /// Submit, plan and commit of a 4,096-token prompt whose first 2,048 tokens are in the cache, and of
@@ -156,8 +164,10 @@ fn admit(num_samples: usize, target_us: f64) {
 }
 
 fn main() {
-    decode(64, 4000, 12.0);
-    decode(1024, 1500, 200.0);
-    decode(4096, 500, 900.0);
+    decode(64, 0, 4000, 12.0);
+    decode(1024, 0, 1500, 200.0);
+    decode(4096, 0, 500, 900.0);
+    decode(64, 64, 4000, 12.0);
+    decode(1024, 1024, 1500, 200.0);
     admit(1000, 40.0);
 }

@@ -1,5 +1,6 @@
 //! Runs random operation traces through the checking harness of the tests: `cargo xtask soak`.
 #![expect(clippy::print_stdout, reason = "a program for a terminal")]
+#![expect(clippy::disallowed_methods, reason = "it tells how fast it is")]
 
 #[path = "../tests/it/client.rs"]
 mod client;

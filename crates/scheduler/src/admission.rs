@@ -20,7 +20,7 @@ impl Scheduler {
     /// Starts waiting sequences, in order, until one does not fit: nothing overtakes that one. Only
     /// of classes above `below`, if given.
     pub(crate) fn admit(&mut self, below: Option<Priority>, draft: &mut Draft<'_>) {
-        while draft.budget > 0 {
+        while draft.budget > 0 && self.may_have_slot() {
             let bound = draft.bound(below);
             let candidate = self.waiting.candidate(&self.sequences, &self.groups, bound);
             let Some(candidate) = candidate else { return };
@@ -51,14 +51,26 @@ impl Scheduler {
         }
     }
 
+    /// Whether there is a slot for the highest class that waits, free or of a lower class. When the
+    /// server is full there is none, and nobody has to look for the next one in every step.
+    fn may_have_slot(&self) -> bool {
+        let Some(highest) = self.waiting.highest() else { return false };
+        !self.free_slots.is_empty()
+            || self.running.last().is_some_and(|(last, _)| last.priority > highest)
+    }
+
     /// Finds a slot for a waiting sequence, and blocks for all its tokens and the next one; the
     /// beginning of them is taken from the cache where it is there. What lacks is taken from running
     /// sequences of lower classes, the lowest first and of equals the latest, and only if that
     /// suffices.
     fn make_room(&mut self, at: usize, draft: &mut Draft<'_>) -> Room {
+        let class = self.sequences[at].order.priority;
+        let nobody_below = self.running.last().is_none_or(|(last, _)| last.priority <= class);
+        if self.free_slots.is_empty() && nobody_below {
+            return Room::None;
+        }
         let hit = self.acquire_prefix(at);
         let sequence = &self.sequences[at];
-        let class = sequence.order.priority;
         let needed = blocks_for((sequence.num_tokens() + 1).min(self.limits.sequence_tokens()));
         let needed = needed - hit;
         let mut gave_way = false;

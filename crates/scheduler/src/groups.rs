@@ -47,17 +47,14 @@ impl Groups {
             return;
         }
         let entry = Some(Group { key, first: at, last: at });
-        let group = match self.free.pop() {
-            Some(group) => {
-                self.entries[group] = entry;
-                group
-            }
-            None => {
-                self.entries.push(entry);
-                // So that leaving never allocates.
-                self.free.reserve(self.entries.len());
-                self.entries.len() - 1
-            }
+        let group = if let Some(group) = self.free.pop() {
+            self.entries[group] = entry;
+            group
+        } else {
+            self.entries.push(entry);
+            // So that leaving never allocates.
+            self.free.reserve(self.entries.len());
+            self.entries.len() - 1
         };
         self.index.insert(key, group);
         sequences[at].group = Some(group);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use oarlock_kv_cache::BlockTable;
 use oarlock_types::{BLOCK_TOKENS, BlockId, SlotId, StepPlan};
 
 use crate::planner::blocks_for;
@@ -50,7 +51,7 @@ impl Scheduler {
         let class = sequence.order.priority;
         let above = || self.running.iter().filter(|(order, _)| order.priority <= class);
         let tables = above().map(|(_, at)| &self.sequences[at].table);
-        let held: BTreeSet<BlockId> = tables.flat_map(|table| table.blocks()).copied().collect();
+        let held: BTreeSet<BlockId> = tables.flat_map(BlockTable::blocks).copied().collect();
         // As if nothing were cached, so that this does not depend on what the sequence would hit.
         let needed = blocks_for(sequence.num_tokens() + 1).min(self.pool.num_blocks());
         let fits = above().count() < self.limits.max_seqs as usize

@@ -185,6 +185,8 @@ impl Sequences {
             at
         } else {
             self.entries.push(Some(sequence));
+            // So that removing never allocates.
+            self.free.reserve(self.entries.len());
             self.entries.len() - 1
         }
     }

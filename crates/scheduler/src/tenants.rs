@@ -95,17 +95,14 @@ impl Tenants {
             previous: None,
             next: None,
         };
-        let tenant = match self.free.pop() {
-            Some(tenant) => {
-                self.entries[tenant] = entry;
-                tenant
-            }
-            None => {
-                self.entries.push(entry);
-                // So that forgetting never allocates.
-                self.free.reserve(self.entries.len());
-                self.entries.len() - 1
-            }
+        let tenant = if let Some(tenant) = self.free.pop() {
+            self.entries[tenant] = entry;
+            tenant
+        } else {
+            self.entries.push(entry);
+            // So that forgetting never allocates.
+            self.free.reserve(self.entries.len());
+            self.entries.len() - 1
         };
         self.index.insert((class, id), tenant);
         tenant

@@ -154,6 +154,11 @@ impl Waiting {
         }
     }
 
+    /// The highest class with a waiting sequence.
+    pub(crate) fn highest(&self) -> Option<Priority> {
+        self.classes().next()
+    }
+
     /// Classes with a waiting sequence, the highest first.
     fn classes(&self) -> impl Iterator<Item = Priority> + '_ {
         self.occupied.iter().enumerate().flat_map(|(word, &bits)| {

@@ -9,5 +9,9 @@ pub(crate) fn run(workspace: &Workspace, operations: u64, seed: u64) -> anyhow::
     soak.args(["run", "--release", "--quiet", "--package", "oarlock-scheduler"]);
     soak.args(["--example", "soak", "--", "--operations", &operations.to_string()]);
     soak.args(["--seed", &seed.to_string()]);
+    // The scheduler's own assertions are part of what is checked.
+    soak.env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true");
+    // The types of random traces fill pages of a backtrace.
+    soak.env("RUST_BACKTRACE", "0");
     step_command("soak", &mut soak)
 }

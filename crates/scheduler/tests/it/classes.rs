@@ -121,6 +121,44 @@ fn the_budget_goes_to_the_higher_class_first() {
     harness.drain();
 }
 
+#[test]
+fn blocks_on_their_way_to_a_higher_class_are_not_taken_by_others() {
+    let limits = Limits { num_blocks: 9, max_plans_in_flight: 2, ..roomy() };
+    let mut harness = Harness::new(limits);
+    // Blocks: 3, 2 and 3; one is left. The first one needs it for its third step.
+    harness.submit(classed(1, 9, 47, 30)).unwrap();
+    harness.submit(classed(2, 9, 20, 30)).unwrap();
+    harness.submit(classed(3, 9, 40, 30)).unwrap();
+    harness.plan();
+    harness.plan();
+    harness.commit();
+    // Needs the one that is left and the three of the last one, which a plan in flight names.
+    harness.submit(classed(4, 1, 60, 2)).unwrap();
+    let plan = harness.plan().expect("work to do").clone();
+    assert_eq!((plan.release.len(), plan.start.len(), plan.blocks), (1, 0, vec![]));
+    while harness.commit() {}
+    harness.plan();
+    assert!(running(&harness).contains(&4));
+    harness.drain();
+}
+
+/// Found by a random trace: a sequence that took a block from the lowest class kept all others from
+/// starting in that step, also those above the ones that went on.
+#[test]
+fn between_who_takes_and_who_gives_others_may_start() {
+    let mut harness = Harness::new(Limits { num_blocks: 11, ..roomy() });
+    harness.submit(classed(1, 5, 16, 40)).unwrap();
+    harness.submit(classed(2, 9, 70, 30)).unwrap();
+    harness.submit(classed(3, 9, 70, 30)).unwrap();
+    harness.step();
+    assert_eq!(running(&harness), [1, 2, 3]);
+    // The first lacks its second block now, and takes those of the last.
+    harness.submit(classed(4, 5, 40, 3)).unwrap();
+    harness.plan();
+    assert_eq!(running(&harness), [1, 2, 4]);
+    harness.drain();
+}
+
 /// A stream of urgent requests stops the others, and once it ends they all finish.
 #[test]
 fn the_lower_class_gets_on_when_the_higher_one_is_done() {

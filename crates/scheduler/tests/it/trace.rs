@@ -90,12 +90,15 @@ pub(crate) fn limits() -> impl Strategy<Value = Limits> {
     let in_flight = prop_oneof![1 => Just(1_u32), 3 => Just(2), 1 => Just(3)];
     let queued_tokens = prop_oneof![2 => Just(u64::MAX), 1 => 50_u64..500];
     let step = (1_u32..48, 0_u32..24);
-    (1_u32..14, 1_u32..6, step, 20_u32..200, in_flight, queued_tokens).prop_map(
-        |(num_blocks, max_seqs, (step_tokens, chunk), sequence, in_flight, queued_tokens)| Limits {
+    let num_blocks = prop_oneof![4 => 1_u32..14, 1 => 14_u32..50];
+    let max_seqs = prop_oneof![4 => 1_u32..6, 1 => 6_u32..12];
+    let queued = (prop_oneof![4 => Just(12_u32), 1 => 1_u32..40], queued_tokens);
+    (num_blocks, max_seqs, step, 20_u32..200, in_flight, queued).prop_map(
+        |(num_blocks, max_seqs, (step_tokens, chunk), sequence, in_flight, queued)| Limits {
             num_blocks,
             max_seqs,
-            max_queued: 12,
-            max_queued_tokens: queued_tokens,
+            max_queued: queued.0,
+            max_queued_tokens: queued.1,
             step_tokens,
             max_chunk_tokens: chunk,
             max_sequence_tokens: sequence,

@@ -75,12 +75,12 @@ const OWNED: [(&str, &[&str]); 7] = [
     ("tonic-prost", &["rpc"]),
     ("tonic-prost-build", &["rpc"]),
     // A fake server in the tests of `bench`.
-    ("axum", &["gateway", "bench"]),
+    ("axum", &["gateway", "bench", "fuzz"]),
     ("hyper", &["gateway"]),
 ];
 
 /// Crates that may handle JSON outside of tests.
-const JSON: [&str; 6] = ["gateway", "text", "cli", "bench", "xtask", "testkit"];
+const JSON: [&str; 7] = ["gateway", "text", "cli", "bench", "xtask", "testkit", "fuzz"];
 
 /// What the rules need to know of a package.
 pub(super) struct Package {
