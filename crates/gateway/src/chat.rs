@@ -101,6 +101,7 @@ pub(crate) async fn start(
         fit_max_tokens(&served, prompt.tokens.len(), max_tokens, u32::MAX, "messages")?;
     let fanout = Fanout {
         choices: options.n,
+        n: options.n,
         prompt_logprobs: options.prompt_logprobs,
         first_scores_only: true,
     };

@@ -28,8 +28,10 @@ pub(crate) struct Job {
 
 /// How the jobs of a request are run.
 pub(crate) struct Fanout {
-    /// Answers to each prompt.
+    /// Answers to each prompt that are generated.
     pub(crate) choices: u32,
+    /// Of these, answers that are given.
+    pub(crate) n: u32,
     /// Most likely tokens to report at each place of the prompts.
     pub(crate) prompt_logprobs: Option<u8>,
     /// Whether the first choice of a prompt alone reports them: enough where all answers are given
@@ -104,7 +106,7 @@ impl Choices {
                     has_scores: prompt_logprobs.is_some(),
                     num_echo_chars: job.num_echo_chars,
                     max_tokens: job.max_tokens,
-                    n: (index == 0).then_some(fanout.choices),
+                    n: (index == 0).then_some(fanout.n),
                 };
                 generations.push(Generation::new(
                     sequence,

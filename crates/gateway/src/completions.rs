@@ -145,6 +145,7 @@ pub(crate) async fn start(
     let echo_scores = if echo { options.sampling.top_logprobs } else { None };
     let fanout = Fanout {
         choices: best_of,
+        n: options.n,
         prompt_logprobs: options.prompt_logprobs.max(echo_scores),
         first_scores_only: !options.stream,
     };

@@ -136,8 +136,9 @@ fn bad_requests(server: &Server) {
     };
     let cases = [
         unsupported("temperature", json!(-1)),
-        unsupported("n", json!(2)),
-        unsupported("frequency_penalty", json!(0.5)),
+        unsupported("n", json!(0)),
+        unsupported("frequency_penalty", json!(2.5)),
+        unsupported("store", json!(true)),
         unsupported("no_such_field", json!(1)),
         unsupported("max_tokens", json!("many")),
         unsupported("stop", json!([""])),

@@ -48,6 +48,24 @@ for chunk in client.completions.create(model="demo", prompt="1, 2, 3,", max_toke
 whole = client.completions.create(model="demo", prompt="1, 2, 3,", max_tokens=5, temperature=0)
 assert text == whole.choices[0].text, (text, whole)
 
+several = client.chat.completions.create(
+    model="demo", messages=messages, n=2, seed=5, max_tokens=8, presence_penalty=0.5, frequency_penalty=0.5,
+    logit_bias={"0": -100}, extra_body={"min_tokens": 2, "repetition_penalty": 1.05, "priority": 1},
+)
+assert [choice.index for choice in several.choices] == [0, 1], several
+again = client.chat.completions.create(
+    model="demo", messages=messages, n=1, seed=5, max_tokens=8, presence_penalty=0.5, frequency_penalty=0.5,
+    logit_bias={"0": -100}, extra_body={"min_tokens": 2, "repetition_penalty": 1.05},
+)
+assert again.choices[0].message.content == several.choices[0].message.content, (again, several)
+both = client.completions.create(model="demo", prompt=["1, 2, 3,", "a, b, c,"], max_tokens=5, temperature=0)
+assert both.choices[0].text == text and both.choices[1].index == 1, both
+opened = client.chat.completions.create(
+    model="demo", temperature=0, max_tokens=4, extra_body={"continue_final_message": True},
+    messages=[*messages, {"role": "assistant", "content": "The capital is"}],
+)
+assert "Paris" in opened.choices[0].message.content, opened
+
 assert [model.id for model in client.models.list()] == ["demo"]
 
 
@@ -62,7 +80,7 @@ def expect(error_class, **fields):
 
 
 assert expect(openai.BadRequestError, temperature=9).param == "temperature"
-assert expect(openai.BadRequestError, n=3).param == "n"
+assert expect(openai.BadRequestError, n=0).param == "n"
 assert expect(openai.NotFoundError, model="unknown").code == "model_not_found"
 assert expect(openai.BadRequestError, max_tokens=10_000_000).code == "context_length_exceeded"
 print("all checks passed")
