@@ -13,7 +13,7 @@ use crate::keys::KeysArguments;
 use crate::limits::LimitArguments;
 use crate::request_limits::RequestLimitArguments;
 
-/// Serves private language models over the OpenAI API.
+/// Serves private language models over the OpenAI API and gRPC.
 #[derive(Debug, Parser)]
 #[command(
     name = "oarlock",
@@ -139,13 +139,13 @@ pub(crate) struct ServeArguments {
     /// Seconds that running requests may take to finish after SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub(crate) drain_seconds: u64,
+    /// Where fetched models are kept.
+    #[arg(long, env = "OARLOCK_CACHE", value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) cpu: CpuArguments,
     #[command(flatten)]
     pub(crate) request_limits: RequestLimitArguments,
-    /// Where fetched models are kept.
-    #[arg(long, env = "OARLOCK_CACHE", value_name = "DIR")]
-    pub(crate) cache: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) limits: LimitArguments,
 }

@@ -69,3 +69,22 @@ impl RequestLimitArguments {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        limits: RequestLimitArguments,
+    }
+
+    #[test]
+    fn the_defaults_are_the_gateways() {
+        let ours = Line::try_parse_from(["test"]).unwrap().limits.limits();
+        assert_eq!(format!("{ours:?}"), format!("{:?}", RequestLimits::default()));
+    }
+}

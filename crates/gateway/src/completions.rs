@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use axum::extract::State;
 use axum::response::Response;
+use oarlock_types::TokenId;
 
 use crate::app::App;
 use crate::body::JsonObject;
@@ -21,6 +22,9 @@ use crate::stream::respond;
 
 /// Tokens generated where the request does not say how many, as OpenAI's API has it.
 const DEFAULT_MAX_TOKENS: u32 = 16;
+
+/// Bytes of work that decoding one token counts for.
+const BYTES_PER_TOKEN: usize = 8;
 
 /// A checked request.
 struct CompletionRequest {
@@ -132,15 +136,20 @@ pub(crate) async fn start(
         let mut prompt = encode_prompt(app, &served, prompt, encoding).await?;
         let limit = served.limits.max_sequence_tokens;
         truncate(&mut prompt, options.truncate_prompt, limit, max_tokens);
-        let length = prompt.tokens.len();
+        let tokens: Arc<[TokenId]> = prompt.tokens.into();
+        let length = tokens.len();
         let max_tokens = fit_max_tokens(&served, length, max_tokens, DEFAULT_MAX_TOKENS, "prompt")?;
         let mut num_echo_chars = 0;
         if echo {
-            let echo = Echo::new(served.text.tokenizer()?, &prompt.tokens, prompt.text);
+            let tokenizer = Arc::clone(served.text.tokenizer()?);
+            let (tokens, text) = (Arc::clone(&tokens), prompt.text);
+            let num_bytes = tokens.len() * BYTES_PER_TOKEN;
+            let decode = move || Echo::new(&tokenizer, &tokens, text);
+            let echo = app.compute(num_bytes, decode).await?;
             num_echo_chars = echo.text.chars().count();
             echoes.push(echo);
         }
-        jobs.push(Job { prompt: prompt.tokens.into(), max_tokens, num_echo_chars });
+        jobs.push(Job { prompt: tokens, max_tokens, num_echo_chars });
     }
     let echo_scores = if echo { options.sampling.top_logprobs } else { None };
     let fanout = Fanout {

@@ -1,6 +1,8 @@
 //! Every limit on a request's fields: its flag is obeyed, to the last one allowed and no further.
 
-use oarlock_testkit::{Server, ServerOptions, TinyModel};
+use std::time::Duration;
+
+use oarlock_testkit::{Server, ServerOptions, TinyModel, wait_until};
 use serde_json::{Value, json};
 
 const FLAGS: [&str; 24] = [
@@ -76,4 +78,76 @@ fn limits_have_flags() {
     assert_eq!(server.post("/v1/completions", &body).status, 200);
     let blocks = server.metric("oarlock_kv_blocks_in_use");
     assert_eq!(blocks, 0.0, "a refused request leaves nothing behind");
+}
+
+#[test]
+fn conversations_and_queues_have_limits_with_flags() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("tiny.gguf");
+    TinyModel::default().write(&model).unwrap();
+    let options = ServerOptions::new(&model).args(["--served-name", "tiny", "--threads", "1"]);
+    let flags = [
+        "--max-messages",
+        "2",
+        "--max-tools",
+        "1",
+        "--max-top-logprobs",
+        "3",
+        "--max-seqs",
+        "1",
+        "--max-queued",
+        "3",
+        "--max-queued-tokens",
+        "64",
+    ];
+    let server = Server::start(&options.args(flags)).unwrap();
+    let message = json!({"role": "user", "content": "a"});
+    let tool = json!({"type": "function", "function": {"name": "f"}});
+    for (name, allowed, beyond) in [
+        ("messages", json!([message, message]), json!([message, message, message])),
+        ("tools", json!([tool]), json!([tool, tool])),
+        ("top_logprobs", json!(3), json!(4)),
+    ] {
+        let mut body =
+            json!({"model": "tiny", "messages": [message], "max_tokens": 1, "logprobs": true});
+        body[name] = allowed;
+        let response = server.post("/v1/chat/completions", &body);
+        assert_eq!(response.status, 200, "{}", response.text());
+        body[name] = beyond;
+        let response = server.post("/v1/chat/completions", &body);
+        assert_eq!(response.status, 400, "{}", response.text());
+        assert_eq!(response.json()["error"]["param"], name);
+    }
+    // Six sequences at once for one slot and three places in the queue.
+    let many = json!({"model": "tiny", "prompt": ["a", "b", "c", "d", "e", "f"], "max_tokens": 40,
+        "ignore_eos": true});
+    refused_for_now(&server, &many, "3 requests");
+    // Three prompts of forty tokens: with the second one in the queue there is no room for a third.
+    let prompt = "x".repeat(40);
+    let long = json!({"model": "tiny", "prompt": [prompt, prompt, prompt, prompt], "max_tokens": 40,
+        "ignore_eos": true});
+    refused_for_now(&server, &long, "64 tokens");
+    wait_until("everything is given back", Duration::from_secs(10), || {
+        let metrics = server.metrics();
+        [
+            "oarlock_num_requests_running",
+            "oarlock_num_requests_waiting",
+            "oarlock_num_tokens_waiting",
+        ]
+        .iter()
+        .all(|name| metrics.sum(name) == Some(0.0))
+    });
+    let rejections = server.metrics();
+    assert_eq!(rejections.sum("oarlock_admission_rejections_total"), Some(2.0));
+}
+
+/// A 429 that names the limit and says when to come again.
+fn refused_for_now(server: &Server, request: &Value, limit: &str) {
+    let response = server.post("/v1/completions", request);
+    assert_eq!(response.status, 429, "{}", response.text());
+    let error = &response.json()["error"];
+    assert_eq!(error["code"], "queue_full");
+    assert!(error["message"].as_str().unwrap().contains(limit), "{error}");
+    let seconds: u32 = response.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=60).contains(&seconds), "{seconds}");
 }

@@ -15,6 +15,12 @@ async fn engine_errors_have_their_status() {
     for (error, status, code, retry) in [
         (rejected(Rejected::QueueFull { limit: 4, retry_after_ms: 1500 }), 429, "queue_full", true),
         (
+            rejected(Rejected::QueueTokensFull { limit: 4, retry_after_ms: 1500 }),
+            429,
+            "queue_full",
+            true,
+        ),
+        (
             rejected(Rejected::TooLong { tokens: 9, limit: 5 }),
             400,
             "context_length_exceeded",

@@ -198,6 +198,20 @@ async fn prompts_are_cut_at_their_beginning() {
 }
 
 #[tokio::test]
+async fn texts_that_cannot_fit_are_refused_before_they_are_tokenized() {
+    let client = client(script(bytes("x")));
+    // Tokens have at most nine bytes here ("<|start|>"), and 200 of them fit.
+    for (len, is_counted) in [(1800, true), (1801, false)] {
+        let (status, body) = client.complete(&json!({"prompt": "a".repeat(len)})).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+        assert_eq!(body["error"]["code"], "context_length_exceeded");
+        let message = body["error"]["message"].as_str().unwrap();
+        assert_eq!(message.contains(&format!("{len} in the prompt")), is_counted, "{message}");
+        assert_eq!(message.contains(&format!("{len} bytes")), !is_counted, "{message}");
+    }
+}
+
+#[tokio::test]
 async fn prompt_logprobs_have_vllms_shape() {
     let client = client(script(bytes("x")));
     let body =
