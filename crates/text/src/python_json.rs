@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
+/// Text of one `tojson` at most, up to its last value; conversations have at most megabytes.
+const MAX_JSON_BYTES: usize = 8 << 20;
 /// Levels of nesting at most; the request's JSON has fewer.
 const MAX_DEPTH: usize = 200;
 
@@ -41,6 +43,12 @@ pub(crate) fn dumps(value: &Value, style: &JsonStyle) -> Result<String, Error> {
     Ok(text)
 }
 
+/// JSON of JSON of JSON doubles its backslashes each time: what a template asks for is bounded.
+fn too_long() -> Error {
+    let message = format!("tojson gives at most {MAX_JSON_BYTES} bytes");
+    Error::new(ErrorKind::InvalidOperation, message)
+}
+
 fn write_value(
     value: &Value,
     style: &JsonStyle,
@@ -53,12 +61,19 @@ fn write_value(
             "value is nested too deeply for tojson",
         ));
     }
+    if text.len() > MAX_JSON_BYTES {
+        return Err(too_long());
+    }
     match value.kind() {
         ValueKind::None => text.push_str("null"),
         ValueKind::Bool => text.push_str(if value.is_true() { "true" } else { "false" }),
         ValueKind::Number => text.push_str(&number(value)),
         ValueKind::String => {
-            write_string(value.as_str().unwrap_or_default(), style.ensure_ascii, text);
+            let string = value.as_str().unwrap_or_default();
+            if string.len() > MAX_JSON_BYTES {
+                return Err(too_long());
+            }
+            write_string(string, style.ensure_ascii, text);
         }
         ValueKind::Seq | ValueKind::Iterable => {
             let items: Vec<Value> = value.try_iter()?.collect();
@@ -178,6 +193,18 @@ mod tests {
 
     fn dumps_text(json: &str, style: &JsonStyle) -> String {
         dumps(&from_json(&serde_json::from_str(json).unwrap()), style).unwrap()
+    }
+
+    #[test]
+    fn json_of_json_of_json_has_an_end() {
+        let mut value = Value::from("\"");
+        let error = loop {
+            match dumps(&value, &JsonStyle::default()) {
+                Ok(text) => value = Value::from(text),
+                Err(error) => break error,
+            }
+        };
+        assert!(error.to_string().contains("at most"), "{error}");
     }
 
     #[test]
