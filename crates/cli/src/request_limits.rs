@@ -41,6 +41,10 @@ pub(crate) struct RequestLimitArguments {
     /// Most likely tokens at each place: `top_logprobs`, `logprobs`, `prompt_logprobs`.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=20))]
     max_top_logprobs: u32,
+    /// Logprobs of prompts in one answer: tokens of the prompts, times entries at each place, times
+    /// choices (`prompt_logprobs`, `echo` with `logprobs`).
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    max_prompt_logprob_entries: u32,
     /// Messages of a conversation.
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
     max_messages: u32,
@@ -64,6 +68,7 @@ impl RequestLimitArguments {
             max_bad_words: self.max_bad_words,
             max_bad_word_chars: self.max_bad_word_chars,
             max_top_logprobs: self.max_top_logprobs,
+            max_prompt_logprob_entries: self.max_prompt_logprob_entries,
             max_messages: self.max_messages,
             max_tools: self.max_tools,
         }

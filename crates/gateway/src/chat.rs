@@ -16,7 +16,7 @@ use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::messages::Conversation;
 use crate::models::{ModelText, Served, check_top_logprobs};
-use crate::prompts::{EncodedPrompt, Encoding, encode_bounded, fit_max_tokens, truncate};
+use crate::prompts::{EncodedPrompt, Encoding, Lengths, encode_bounded, fit_max_tokens, truncate};
 use crate::sampling::{Options, Truncation, take_max_tokens};
 use crate::settings::Settings;
 use crate::stream::respond;
@@ -47,6 +47,7 @@ impl ChatRequest {
         let model = fields.string("model")?.ok_or_else(|| ApiError::missing("model"))?;
         let conversation = Conversation::take(&mut fields, limits)?;
         let mut options = Options::take(&mut fields, limits)?;
+        limits.check_sequences(1, options.n)?;
         options.sampling.top_logprobs = take_logprobs(&mut fields, limits.max_top_logprobs)?;
         let least = i64::from(options.prompt_logprobs.is_none());
         let max_tokens = take_max_tokens(&mut fields, least, options.rules.min_tokens)?;
@@ -97,8 +98,9 @@ pub(crate) async fn start(
     let mut prompt = encode_chat(app, &served, conversation, options.truncate_prompt).await?;
     let limit = served.limits.max_sequence_tokens;
     truncate(&mut prompt, options.truncate_prompt, limit, max_tokens);
-    let max_tokens =
-        fit_max_tokens(&served, prompt.tokens.len(), max_tokens, u32::MAX, "messages")?;
+    let min_tokens = options.rules.min_tokens;
+    let lengths = Lengths { max_tokens, min_tokens, default: u32::MAX };
+    let max_tokens = fit_max_tokens(&served, prompt.tokens.len(), lengths, "messages")?;
     let fanout = Fanout {
         choices: options.n,
         n: options.n,
@@ -134,7 +136,7 @@ pub(crate) async fn encode_chat(
     app.compute(bytes, move || {
         let rendered = render(&text, conversation)?;
         let tokens = encode_bounded(&tokenizer, &rendered, limit, encoding)?;
-        Ok(EncodedPrompt { tokens, text: None })
+        Ok(EncodedPrompt { tokens, text: None, has_bos: false })
     })
     .await?
 }

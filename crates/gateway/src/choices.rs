@@ -7,7 +7,9 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use oarlock_telemetry::KeyUsage;
-use oarlock_types::{GroupId, Request, RequestId, SamplingParams, StopCriteria, TokenId};
+use oarlock_types::{
+    GroupId, Request, RequestId, SamplingParams, StopCriteria, TokenId, TokenScore,
+};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::app::App;
@@ -37,6 +39,32 @@ pub(crate) struct Fanout {
     /// Whether the first choice of a prompt alone reports them: enough where all answers are given
     /// together.
     pub(crate) first_scores_only: bool,
+}
+
+impl Fanout {
+    /// Refuses what could never be taken, and answers that are much longer than their request.
+    fn check(&self, app: &App, served: &Served, jobs: &[Job]) -> Result<(), ApiError> {
+        let sequences = jobs.len() as u64 * u64::from(self.choices);
+        let limits = served.limits;
+        let room = u64::from(limits.max_seqs) + u64::from(limits.max_queued);
+        if sequences > room {
+            let field = if jobs.len() > 1 { "prompt" } else { "n" };
+            let message =
+                format!("{sequences} sequences; the server runs and queues {room} at most");
+            return Err(ApiError::invalid(field, message));
+        }
+        let Some(top) = self.prompt_logprobs else { return Ok(()) };
+        let tokens: u64 = jobs.iter().map(|job| job.prompt.len() as u64).sum();
+        let entries = tokens * (u64::from(top) + 1) * u64::from(self.n);
+        let limit = app.config.request.max_prompt_logprob_entries;
+        if entries > u64::from(limit) {
+            let is_echo = jobs.iter().any(|job| job.num_echo_chars > 0);
+            let field = if is_echo { "logprobs" } else { "prompt_logprobs" };
+            let message = format!("{entries} logprobs of prompts; an answer has {limit} at most");
+            return Err(ApiError::invalid(field, message));
+        }
+        Ok(())
+    }
 }
 
 /// Running sequences. Dropping it cancels them.
@@ -81,8 +109,9 @@ impl Choices {
         fanout: &Fanout,
         admitted: Admitted,
     ) -> Result<Self, ApiError> {
-        let mut generations = Vec::with_capacity(jobs.len() * fanout.choices as usize);
+        fanout.check(app, served, &jobs)?;
         let prompts = jobs.iter().map(|job| Arc::clone(&job.prompt)).collect();
+        let mut generations = Vec::with_capacity(jobs.len() * fanout.choices as usize);
         for job in jobs {
             let group = if fanout.choices > 1 { Some(GroupId(random_bits()?)) } else { None };
             for choice in 0..fanout.choices {
@@ -94,8 +123,9 @@ impl Choices {
                 let events = match served.engine.generate(request).await {
                     Ok(events) => events,
                     Err(error) => {
-                        // It is among the engine's rejections.
+                        // It is among the engine's rejections, and with it the whole request.
                         recorder.refused();
+                        generations.iter_mut().for_each(Generation::refused);
                         return Err(error.into());
                     }
                 };
@@ -108,12 +138,8 @@ impl Choices {
                     max_tokens: job.max_tokens,
                     n: (index == 0).then_some(fanout.n),
                 };
-                generations.push(Generation::new(
-                    sequence,
-                    events,
-                    Arc::clone(&settings),
-                    recorder,
-                ));
+                let settings = Arc::clone(&settings);
+                generations.push(Generation::new(sequence, events, settings, recorder));
             }
         }
         if let Some(first) = generations.first_mut() {
@@ -272,6 +298,17 @@ fn mean_logprob(answer: &Delta) -> f64 {
 }
 
 impl Answer {
+    /// About how many bytes of work it is to write it.
+    pub(crate) fn num_bytes(&self) -> usize {
+        const PER_TOKEN: usize = 16;
+        const PER_LOGPROB: usize = 64;
+        let scored =
+            |score: Option<&TokenScore>| score.map_or(0, |s| (1 + s.top.len()) * PER_LOGPROB);
+        let tokens = self.delta.tokens.iter().map(|t| PER_TOKEN + scored(t.score.as_ref()));
+        let prompt = self.generation.prompt_scores.iter().map(|score| scored(score.as_ref()));
+        self.delta.text.len() + tokens.sum::<usize>() + prompt.sum::<usize>()
+    }
+
     /// How it ended.
     pub(crate) fn take_finish(&mut self) -> Finish {
         self.delta.finish.take().unwrap_or(Finish::Length)

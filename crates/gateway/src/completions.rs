@@ -15,7 +15,7 @@ use crate::completion_response::CompletionWire;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::models::{Served, check_top_logprobs};
-use crate::prompts::{Echo, Encoding, Prompt, encode_prompt, fit_max_tokens, truncate};
+use crate::prompts::{Echo, Encoding, Lengths, Prompt, encode_prompt, fit_max_tokens, truncate};
 use crate::sampling::{Options, take_max_tokens};
 use crate::settings::Settings;
 use crate::stream::respond;
@@ -54,15 +54,7 @@ impl CompletionRequest {
         let prompts = Prompt::take_all(&mut fields, limits)?;
         let mut options = Options::take(&mut fields, limits)?;
         let best_of = take_best_of(&mut fields, &options, limits.max_choices)?;
-        let sequences = prompts.len() as u64 * u64::from(best_of);
-        if sequences > u64::from(limits.max_sequences) {
-            let field = if prompts.len() > 1 { "prompt" } else { "n" };
-            let message = format!(
-                "prompts times choices are {sequences} sequences, at most {} are allowed",
-                limits.max_sequences
-            );
-            return Err(ApiError::invalid(field, message));
-        }
+        limits.check_sequences(prompts.len(), best_of)?;
         let logprobs = fields.integer("logprobs", 0..=i64::from(limits.max_top_logprobs))?;
         options.sampling.top_logprobs = logprobs.map(|logprobs| logprobs as u8);
         let echo = fields.boolean("echo")?.unwrap_or(false);
@@ -132,13 +124,15 @@ pub(crate) async fn start(
         truncate: options.truncate_prompt,
         field: "prompt",
     };
+    let min_tokens = options.rules.min_tokens;
+    let lengths = Lengths { max_tokens, min_tokens, default: DEFAULT_MAX_TOKENS };
     for prompt in prompts {
         let mut prompt = encode_prompt(app, &served, prompt, encoding).await?;
         let limit = served.limits.max_sequence_tokens;
         truncate(&mut prompt, options.truncate_prompt, limit, max_tokens);
         let tokens: Arc<[TokenId]> = prompt.tokens.into();
         let length = tokens.len();
-        let max_tokens = fit_max_tokens(&served, length, max_tokens, DEFAULT_MAX_TOKENS, "prompt")?;
+        let max_tokens = fit_max_tokens(&served, length, lengths, "prompt")?;
         let mut num_echo_chars = 0;
         if echo {
             let tokenizer = Arc::clone(served.text.tokenizer()?);

@@ -206,6 +206,11 @@ impl Generation {
         Err(error)
     }
 
+    /// Its request was refused after all: it counts nowhere.
+    pub(crate) fn refused(&mut self) {
+        self.recorder.refused();
+    }
+
     /// Counts how the sequence ended; only the first call does.
     fn record(&mut self, ending: Ending, preemptions: Option<u32>) {
         self.recorder.finished(Finished {

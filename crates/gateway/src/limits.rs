@@ -1,5 +1,7 @@
 //! What one request may ask for.
 
+use crate::error::ApiError;
+
 /// Limits on the fields of a request; beyond them it is a 400 that names the field.
 #[derive(Clone, Debug)]
 pub struct RequestLimits {
@@ -26,6 +28,9 @@ pub struct RequestLimits {
     /// Most likely tokens that may be asked for at each place (`top_logprobs`, `logprobs`,
     /// `prompt_logprobs`).
     pub max_top_logprobs: u32,
+    /// Logprobs of prompts in one answer: tokens of its prompts, times entries at each place, times
+    /// choices that repeat them. They cost nothing to ask for and much to write.
+    pub max_prompt_logprob_entries: u32,
     /// Messages of a conversation.
     pub max_messages: u32,
     /// Tools of a conversation.
@@ -46,8 +51,24 @@ impl Default for RequestLimits {
             max_bad_words: 128,
             max_bad_word_chars: 256,
             max_top_logprobs: 20,
+            max_prompt_logprob_entries: 1_000_000,
             max_messages: 4096,
             max_tools: 256,
         }
+    }
+}
+
+impl RequestLimits {
+    /// Refuses a request that would start too many sequences.
+    pub(crate) fn check_sequences(&self, prompts: usize, choices: u32) -> Result<(), ApiError> {
+        let sequences = prompts as u64 * u64::from(choices);
+        if sequences <= u64::from(self.max_sequences) {
+            return Ok(());
+        }
+        let field = if prompts > 1 { "prompt" } else { "n" };
+        let limit = self.max_sequences;
+        let message =
+            format!("prompts times choices are {sequences} sequences, at most {limit} are allowed");
+        Err(ApiError::invalid(field, message))
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct EncodedPrompt {
     pub(crate) tokens: Vec<TokenId>,
     /// Its text, if it came as text and was not cut.
     pub(crate) text: Option<String>,
+    /// Whether the first token was put before the text.
+    pub(crate) has_bos: bool,
 }
 
 /// A prompt as the answer repeats it.
@@ -87,8 +89,12 @@ pub(crate) async fn encode_prompt(
 ) -> Result<EncodedPrompt, ApiError> {
     let text = match prompt {
         Prompt::Tokens(tokens) => {
+            let limit = served.limits.max_sequence_tokens;
+            if encoding.truncate.is_none() && tokens.len() > limit as usize {
+                return Err(ApiError::context_length(limit, tokens.len(), 0, encoding.field));
+            }
             check_ids(encoding.field, tokens.iter().copied(), served.text.vocab_size)?;
-            return Ok(EncodedPrompt { tokens, text: None });
+            return Ok(EncodedPrompt { tokens, text: None, has_bos: false });
         }
         Prompt::Text(text) => text,
     };
@@ -100,7 +106,7 @@ pub(crate) async fn encode_prompt(
         if let Some(bos) = bos {
             tokens.insert(0, bos);
         }
-        Ok(EncodedPrompt { tokens, text: Some(text) })
+        Ok(EncodedPrompt { tokens, text: Some(text), has_bos: bos.is_some() })
     })
     .await?
 }
@@ -134,19 +140,30 @@ pub(crate) fn truncate(
     };
     let cut = prompt.tokens.len().saturating_sub(keep as usize);
     if cut > 0 {
-        prompt.tokens.drain(..cut);
+        // The token that was put before the text counts, and stays before what is left of it.
+        let first = usize::from(prompt.has_bos);
+        prompt.tokens.drain(first..first + cut);
         prompt.text = None;
     }
 }
 
-/// The tokens to generate at most: what was asked for, or else `default` as far as it fits.
+/// Tokens of an answer: what the client asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lengths {
+    pub(crate) max_tokens: Option<u32>,
+    pub(crate) min_tokens: u32,
+    /// `max_tokens` where it is not asked for, as far as it fits.
+    pub(crate) default: u32,
+}
+
+/// The tokens to generate at most.
 pub(crate) fn fit_max_tokens(
     served: &Served,
     num_prompt: usize,
-    asked: Option<u32>,
-    default: u32,
+    lengths: Lengths,
     field: &str,
 ) -> Result<u32, ApiError> {
+    let Lengths { max_tokens: asked, min_tokens, default } = lengths;
     let limit = served.limits.max_sequence_tokens;
     if num_prompt == 0 {
         return Err(ApiError::invalid(field, "it has no token"));
@@ -154,6 +171,12 @@ pub(crate) fn fit_max_tokens(
     let room = (limit as usize).checked_sub(num_prompt).map(|room| room as u32);
     match (room, asked) {
         (Some(room), Some(asked)) if asked <= room => Ok(asked),
+        (Some(room), None) if room > 0 && default.min(room) < min_tokens => {
+            let most = default.min(room);
+            let message =
+                format!("it is more than 'max_tokens', which is {most} where it is absent");
+            Err(ApiError::invalid("min_tokens", message))
+        }
         (Some(room), None) if room > 0 => Ok(default.min(room)),
         _ => Err(ApiError::context_length(limit, num_prompt, asked.unwrap_or(1), field)),
     }

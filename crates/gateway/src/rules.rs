@@ -13,7 +13,7 @@ use crate::limits::RequestLimits;
 
 /// Greatest bias of a token, as OpenAI's API has it: enough to ban it or to force it.
 const MAX_BIAS: f64 = 100.0;
-/// Greatest repetition penalty.
+/// Greatest repetition penalty; the least is one over it, so that no logit becomes infinite.
 const MAX_REPETITION_PENALTY: f64 = 100.0;
 
 /// The fields as the client gave them, checked as far as it goes without the model.
@@ -35,9 +35,9 @@ impl RuleFields {
         };
         let frequency_penalty = penalty(fields, "frequency_penalty")? as f32;
         let presence_penalty = penalty(fields, "presence_penalty")? as f32;
-        let range = "above 0 and up to 100";
+        let range = "from 0.01 to 100";
         let repetition_penalty = fields.ranged("repetition_penalty", 1.0, range, |p| {
-            p as f32 > 0.0 && p <= MAX_REPETITION_PENALTY
+            (1.0 / MAX_REPETITION_PENALTY..=MAX_REPETITION_PENALTY).contains(&p)
         })?;
         let min_tokens = fields.integer("min_tokens", 0..=i64::from(u32::MAX))?.unwrap_or(0);
         Ok(Self {

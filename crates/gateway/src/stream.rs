@@ -104,7 +104,9 @@ pub(crate) async fn respond<W: Wire>(
 ) -> Result<Response, ApiError> {
     if !options.stream {
         let answers = choices.collect().await?;
-        return Ok(wire.whole(answers, choices.per_prompt(), choices.usage().into()));
+        let (per_prompt, usage) = (choices.per_prompt(), choices.usage().into());
+        let num_bytes = answers.iter().map(Answer::num_bytes).sum();
+        return app.compute(num_bytes, move || wire.whole(answers, per_prompt, usage)).await;
     }
     let running = Running { choices, wire, usage: options.usage, is_open: false };
     let body = Body::from_stream(events(running, app.config.keep_alive));

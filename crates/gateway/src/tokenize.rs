@@ -15,6 +15,7 @@ use crate::error::ApiError;
 use crate::fields::token_id;
 use crate::messages::Conversation;
 use crate::prompts::{Encoding, Prompt, encode_prompt};
+use crate::rules::check_ids;
 
 /// Bytes of work that one token id counts for.
 const BYTES_PER_TOKEN: usize = 8;
@@ -25,6 +26,7 @@ pub(crate) async fn tokenize(
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let mut fields = body.0;
+    let num_bytes = fields.num_bytes();
     let _in_flight = app.admit()?;
     let model = fields.string("model")?;
     let return_token_strs = fields.boolean("return_token_strs")?.unwrap_or(false);
@@ -42,8 +44,13 @@ pub(crate) async fn tokenize(
             let message = "it is not supported with 'messages'";
             return Err(ApiError::unsupported("add_special_tokens", message));
         }
-        let conversation = Conversation::take(&mut fields, &app.config.request)?;
-        fields.finish()?;
+        let shared = Arc::clone(&app);
+        let check = move || {
+            let conversation = Conversation::take(&mut fields, &shared.config.request)?;
+            fields.finish()?;
+            Ok::<_, ApiError>(conversation)
+        };
+        let conversation = app.compute(num_bytes, check).await??;
         let served = app.models.find_or_only(model.as_deref()).await?;
         let prompt = encode_chat(&app, &served, conversation, None).await?;
         (served, prompt.tokens)
@@ -80,15 +87,17 @@ pub(crate) async fn detokenize(
     let model = fields.string("model")?;
     let tokens = fields.array("tokens")?.ok_or_else(|| ApiError::missing("tokens"))?;
     fields.finish()?;
-    let tokens =
-        tokens.iter().map(|token| token_id("tokens", token)).collect::<Result<Vec<_>, _>>()?;
     let served = app.models.find_or_only(model.as_deref()).await?;
     let tokenizer = Arc::clone(served.text.tokenizer()?);
-    if let Some(unknown) = tokens.iter().find(|token| token.0 >= served.text.vocab_size) {
-        return Err(ApiError::invalid("tokens", format!("the model has no token {unknown}")));
-    }
-    let text = app
-        .compute(tokens.len() * BYTES_PER_TOKEN, move || tokenizer.decode(&tokens, false))
-        .await?;
-    Ok(axum::Json(json!({"prompt": text})).into_response())
+    let vocab_size = served.text.vocab_size;
+    let num_bytes = tokens.len() * BYTES_PER_TOKEN;
+    let decode = move || {
+        let tokens = tokens
+            .iter()
+            .map(|token| token_id("tokens", token))
+            .collect::<Result<Vec<TokenId>, _>>()?;
+        check_ids("tokens", tokens.iter().copied(), vocab_size)?;
+        Ok(axum::Json(json!({"prompt": tokenizer.decode(&tokens, false)})).into_response())
+    };
+    app.compute(num_bytes, decode).await?
 }

@@ -53,6 +53,8 @@ pub(crate) struct Script {
     pub(crate) refuse: Option<EngineError>,
     /// From this request on, the queue is full.
     pub(crate) refuse_from: Option<usize>,
+    /// The token that begins a plain prompt.
+    pub(crate) bos: Option<u32>,
     /// Other tokens for each choice.
     pub(crate) by_choice: Option<Vec<Vec<u32>>>,
     pub(crate) unavailable: bool,
@@ -78,6 +80,7 @@ pub(crate) fn script(tokens: Vec<u32>) -> Script {
         cached_tokens: 0,
         refuse: None,
         refuse_from: None,
+        bos: None,
         by_choice: None,
         unavailable: false,
     }
@@ -110,7 +113,7 @@ fn vocabulary() -> BpeVocabulary {
     BpeVocabulary { pre: "gpt-2".to_owned(), tokens, kinds, merges: Vec::new() }
 }
 
-fn description() -> EngineDescription {
+fn description(bos: Option<u32>) -> EngineDescription {
     EngineDescription {
         served_name: MODEL.to_owned(),
         card: ModelCard {
@@ -122,8 +125,8 @@ fn description() -> EngineDescription {
             tokenizer: Some(TokenizerSource::Bpe(vocabulary())),
             chat_template: Some(TEMPLATE.to_owned()),
             eos_token_ids: vec![TokenId(END)],
-            bos_token_id: None,
-            add_bos: false,
+            bos_token_id: bos.map(TokenId),
+            add_bos: bos.is_some(),
         },
         fingerprint: Fingerprint {
             weights: "w".into(),
@@ -192,12 +195,13 @@ impl FakeEngine {
 
 impl EngineApi for FakeEngine {
     fn describe(&self) -> BoxFuture<'_, Result<EngineDescription, EngineError>> {
-        let unavailable = self.script.lock().unwrap().unavailable;
+        let script = self.script.lock().unwrap();
+        let (unavailable, bos) = (script.unavailable, script.bos);
         Box::pin(async move {
             if unavailable {
                 Err(EngineError::Unavailable("loading".to_owned()))
             } else {
-                Ok(description())
+                Ok(description(bos))
             }
         })
     }

@@ -66,7 +66,7 @@ async fn rules_and_limits() {
         ("frequency_penalty", json!("x")),
         ("repetition_penalty", json!(0)),
         ("repetition_penalty", json!(101)),
-        ("repetition_penalty", json!(1e-60)),
+        ("repetition_penalty", json!(0.0099)),
         ("logit_bias", json!([])),
         ("logit_bias", json!({"x": 1})),
         ("logit_bias", json!({"-1": 1})),

@@ -179,6 +179,67 @@ async fn special_tokens_can_be_kept() {
 }
 
 #[tokio::test]
+async fn answers_are_not_much_longer_than_their_requests() {
+    let client = client(script(bytes("x")));
+    let prompts = vec!["a".repeat(190); 128];
+    // 128 prompts of 190 tokens with 21 logprobs at each place, for two choices.
+    let fields = json!({"prompt": prompts, "n": 2, "prompt_logprobs": 20, "max_tokens": 0});
+    let (status, body) = client.complete(&fields).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "more sequences than the engine has room for");
+    assert_eq!(body["error"]["param"], "prompt");
+    let mut config = oarlock_gateway::GatewayConfig::default();
+    config.request.max_prompt_logprob_entries = 12;
+    let client = crate::fake_engine::client_with(script(bytes("x")), config);
+    for (fields, param) in [
+        (json!({"prompt_logprobs": 2, "prompt": "abcd"}), Value::Null),
+        (json!({"prompt_logprobs": 2, "prompt": "abcde"}), json!("prompt_logprobs")),
+        (json!({"prompt_logprobs": 1, "prompt": "abcd", "n": 2}), json!("prompt_logprobs")),
+        (json!({"logprobs": 2, "echo": true, "prompt": "abcde"}), json!("logprobs")),
+        (json!({"logprobs": 2, "prompt": "abcde"}), Value::Null),
+    ] {
+        let (_, body) = client.complete(&fields).await;
+        assert_eq!(body["error"]["param"], param, "{fields}: {body}");
+    }
+}
+
+#[tokio::test]
+async fn lengths_fit_each_other_and_the_engine() {
+    let client = client(script(bytes("x")));
+    for (fields, param) in [
+        // Sixteen tokens are what a completion has if nobody says otherwise.
+        (json!({"min_tokens": 16}), Value::Null),
+        (json!({"min_tokens": 17}), json!("min_tokens")),
+        // The fake engine runs four sequences and queues four.
+        (json!({"n": 8}), Value::Null),
+        (json!({"n": 9}), json!("n")),
+    ] {
+        let (_, body) = client.complete(&fields).await;
+        assert_eq!(body["error"]["param"], param, "{fields}: {body}");
+    }
+    let (_, body) = client.chat(&json!({"min_tokens": 192})).await;
+    assert_eq!(body["error"]["param"], "min_tokens", "{body}");
+    let mut config = oarlock_gateway::GatewayConfig::default();
+    config.request.max_sequences = 2;
+    let client = crate::fake_engine::client_with(script(bytes("x")), config);
+    let (_, body) = client.chat(&json!({"n": 3})).await;
+    assert_eq!(body["error"]["param"], "n", "{body}");
+}
+
+#[tokio::test]
+async fn a_cut_prompt_keeps_its_beginning_of_sequence() {
+    let client = client(script(bytes("x")));
+    client.engine.script.lock().unwrap().bos = Some(257);
+    for (keep, expected) in
+        [(4, vec![257, 98, 99, 100]), (3, vec![257, 99, 100]), (9, vec![257, 97, 98, 99, 100])]
+    {
+        complete(&client, json!({"prompt": "abcd", "truncate_prompt_tokens": keep})).await;
+        assert_eq!(client.engine.last_request().tokens, ids(&expected));
+    }
+    complete(&client, json!({"prompt": [97, 98, 99], "truncate_prompt_tokens": 2})).await;
+    assert_eq!(client.engine.last_request().tokens, ids(&[98, 99]), "ids are taken as they are");
+}
+
+#[tokio::test]
 async fn prompts_are_cut_at_their_beginning() {
     let client = client(script(bytes("x")));
     let body = complete(
