@@ -23,7 +23,7 @@ use crate::request_limits::RequestLimitArguments;
                   [{\"role\": \"user\", \"content\": \"What is a mutex?\"}]}'\n\n\
                   Environment:\n  OARLOCK_LOG    what is logged: error, warn, info (default), debug, \
                   or per module, e.g. info,oarlock_engine=debug\n  OARLOCK_CACHE  where fetched models are kept\n  \
-                  OARLOCK_KEYS   the keys file"
+                  OARLOCK_KEYS   the keys file\n  OPENAI_API_KEY  the key that `oarlock bench` sends"
 )]
 pub(crate) struct Arguments {
     /// Log JSON objects, one per line, instead of text.

@@ -1,6 +1,6 @@
-//! HTTP: parsing, validation, chat templates, tokenizing, detokenizing, streaming.
+//! HTTP and the public gRPC API: keys, validation, chat templates, tokenizing, detokenizing, streaming.
 //!
-//! The only crate that knows HTTP and the JSON of the API. It holds no state of a request beyond the
+//! The only crate of the server that knows HTTP and the JSON of the API. It holds no state of a request beyond the
 //! connection that asked for it: dropping a response drops the engine's event stream, which cancels
 //! the request. Nothing detached keeps either alive.
 //!

@@ -170,6 +170,45 @@ fn prompts_and_their_scores(server: &Server) {
     assert_eq!(cut["choices"][0]["token_ids"], same["choices"][0]["token_ids"]);
 }
 
+/// The prompt of an open last message is that of the messages before it, and then its text.
+fn open_last_messages(server: &Server) {
+    let user = json!({"role": "user", "content": "how does it go?"});
+    let before = json!({"model": "tiny", "messages": [user], "return_token_strs": true});
+    let before = server.post("/tokenize", &before).ok_json();
+    let words = server.post("/tokenize", &json!({"model": "tiny", "prompt": "It goes"})).ok_json();
+    let naive: Vec<Value> = [&before["tokens"], &words["tokens"]]
+        .iter()
+        .flat_map(|t| t.as_array().unwrap().clone())
+        .collect();
+    let opened = json!({"model": "tiny", "max_tokens": 8, "temperature": 0, "return_token_ids": true,
+        "messages": [user, {"role": "assistant", "content": "It goes"}], "continue_final_message": true});
+    let opened = server.post("/v1/chat/completions", &opened).ok_json();
+    assert_eq!(opened["prompt_token_ids"], json!(naive));
+    let same = complete(server, &json!({"prompt": naive, "max_tokens": 8, "ignore_eos": false}));
+    assert_eq!(opened["choices"][0]["token_ids"], same["choices"][0]["token_ids"]);
+}
+
+/// With one slot, a more urgent request takes it from the one that runs, and both answers are whole.
+fn urgent_requests_go_first(server: &Server) {
+    let long = json!({"max_tokens": 400, "priority": 5, "logprobs": null});
+    let alone = complete(server, &long);
+    let preemptions = server.metric("oarlock_num_preemptions_total");
+    let mut streamed = request(&long);
+    streamed["stream"] = json!(true);
+    let mut stream = server.stream("/v1/completions", &streamed);
+    let mut events = vec![stream.next().expect("an event").expect("it begins")];
+    let urgent = complete(server, &json!({"max_tokens": 2, "logprobs": null}));
+    assert_eq!(ids(&urgent["choices"][0]), ids(&alone["choices"][0])[..2]);
+    assert_eq!(server.metric("oarlock_num_preemptions_total"), preemptions + 1.0);
+    events.extend(stream.map(|event| event.expect("it goes on")));
+    let text: String = events
+        .iter()
+        .filter_map(|event| serde_json::from_str::<Value>(event).ok())
+        .map(|event| event["choices"][0]["text"].as_str().unwrap_or("").to_owned())
+        .collect();
+    assert_eq!(text, alone["choices"][0]["text"].as_str().unwrap());
+}
+
 #[test]
 fn options_mean_what_they_say() {
     let folder = tempfile::tempdir().unwrap();
@@ -181,4 +220,8 @@ fn options_mean_what_they_say() {
     masks(&server);
     choices_and_prompts(&server);
     prompts_and_their_scores(&server);
+    open_last_messages(&server);
+    drop(server);
+    let one_slot = options.args(["--max-seqs", "1", "--kv-cache-tokens", "512"]);
+    urgent_requests_go_first(&Server::start(&one_slot).unwrap());
 }

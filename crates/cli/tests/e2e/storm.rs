@@ -16,6 +16,8 @@ const CLIENTS: usize = 24;
 const WARM_UP: usize = 60;
 /// What processes may have grown by after the storm: allocators keep some of what they got.
 const MEMORY_SLACK: u64 = 48 << 20;
+/// The same for one worker, which allocates nothing once warm.
+const WORKER_SLACK: u64 = 4 << 20;
 
 /// A mix of the request's number, so that its properties do not go in step with each other.
 fn mix(index: usize, salt: u64) -> usize {
@@ -34,6 +36,21 @@ fn request(index: usize) -> Value {
         "top_p": 0.9, "return_token_ids": true, "ignore_eos": mix(index, 5).is_multiple_of(2),
         "priority": mix(index, 6) as i64 % 3 - 1,
     });
+    if is_chat(index) {
+        let messages = json!([{"role": "user", "content": prompt}]);
+        request["messages"] = messages;
+        request.as_object_mut().unwrap().remove("prompt");
+        match mix(index, 7) % 4 {
+            0 => request["n"] = json!(2),
+            1 => {
+                request["logprobs"] = json!(true);
+                request["top_logprobs"] = json!(2);
+            }
+            2 => request["frequency_penalty"] = json!(0.7),
+            _ => request["continue_final_message"] = json!(true),
+        }
+        return request;
+    }
     match mix(index, 7) % 12 {
         0 => request["n"] = json!(2 + mix(index, 8) % 3),
         1 => request["best_of"] = json!(3),
@@ -63,6 +80,44 @@ fn request(index: usize) -> Value {
     request
 }
 
+fn is_chat(index: usize) -> bool {
+    mix(index, 9).is_multiple_of(4)
+}
+
+fn path(index: usize) -> &'static str {
+    if is_chat(index) { "/v1/chat/completions" } else { "/v1/completions" }
+}
+
+/// Whether the request is sent as a stream, and all of it is read.
+fn is_streamed(index: usize) -> bool {
+    let request = request(index);
+    mix(index, 10).is_multiple_of(3)
+        && request.get("best_of").is_none()
+        && request.get("prompt_logprobs").is_none()
+}
+
+/// Texts and token ids of a stream's choices, as the same of a whole answer.
+fn texts(events: &[Value]) -> Vec<(String, Vec<Value>)> {
+    let mut texts: Vec<(String, Vec<Value>)> = Vec::new();
+    for choice in events.iter().filter_map(|event| event["choices"].get(0)) {
+        let index = choice["index"].as_u64().unwrap() as usize;
+        texts.resize(texts.len().max(index + 1), Default::default());
+        let text = choice["text"].as_str().or(choice["delta"]["content"].as_str());
+        texts[index].0.push_str(text.unwrap_or(""));
+        texts[index].1.extend(choice["token_ids"].as_array().cloned().unwrap_or_default());
+    }
+    texts
+}
+
+/// The same of a whole answer.
+fn whole_texts(body: &Value) -> Vec<(String, Vec<Value>)> {
+    let text = |choice: &Value| {
+        choice["text"].as_str().or(choice["message"]["content"].as_str()).unwrap().to_owned()
+    };
+    let choices = body["choices"].as_array().unwrap().iter();
+    choices.map(|c| (text(c), c["token_ids"].as_array().unwrap().clone())).collect()
+}
+
 /// The part of an answer that the request decides.
 fn choice(body: &Value) -> Value {
     json!({"choices": body["choices"], "tokens": body["usage"]["completion_tokens"]})
@@ -85,8 +140,14 @@ fn rage(server: &Server, expected: &[Value], finished: &AtomicUsize) {
                 {
                     if index % 3 == 1 {
                         drop_after(server, index);
+                    } else if is_streamed(index) {
+                        let mut request = request(index);
+                        request["stream"] = json!(true);
+                        let events = server.stream(path(index), &request).collect_json();
+                        assert_eq!(texts(&events), whole_texts(&expected[index]), "{request}");
+                        finished.fetch_add(1, Ordering::Relaxed);
                     } else {
-                        let body = server.post("/v1/completions", &request(index)).ok_json();
+                        let body = server.post(path(index), &request(index)).ok_json();
                         assert_eq!(choice(&body), expected[index], "{}", request(index));
                         finished.fetch_add(1, Ordering::Relaxed);
                     }
@@ -104,7 +165,7 @@ fn a_storm_changes_no_answer() {
     let options = ServerOptions::new(&model).args(["--served-name", "tiny", "--threads", "1"]);
     let calm = Server::start(&options).unwrap();
     let expected: Vec<_> = (0..REQUESTS)
-        .map(|index| choice(&calm.post("/v1/completions", &request(index)).ok_json()))
+        .map(|index| choice(&calm.post(path(index), &request(index)).ok_json()))
         .collect();
     drop(calm);
 
@@ -131,13 +192,25 @@ fn a_storm_changes_no_answer() {
     assert!(preemptions > REQUESTS as f64 / 10.0, "the cache was not small enough: {preemptions}");
     wait_until("everything is given back", Duration::from_secs(10), || {
         let metrics = server.metrics();
-        ["oarlock_kv_blocks_in_use", "oarlock_num_requests_running", "oarlock_num_requests_waiting"]
-            .iter()
-            .all(|name| metrics.sum(name) == Some(0.0))
+        [
+            "oarlock_kv_blocks_in_use",
+            "oarlock_num_requests_running",
+            "oarlock_num_requests_waiting",
+            "oarlock_num_tokens_waiting",
+        ]
+        .iter()
+        .all(|name| metrics.sum(name) == Some(0.0))
             && server.worker_pids().len() == 1
     });
     let after = memory(&server);
     assert!(after <= before + MEMORY_SLACK, "memory grew from {before} to {after} bytes");
+    // And of one worker: what it has after all of them once more is what it had after the first ones.
+    let worker = server.worker_pids()[0];
+    rage(&server, &expected[..WARM_UP], &finished);
+    let before = resident_bytes(worker).expect("the worker runs");
+    rage(&server, &expected, &finished);
+    let after = resident_bytes(worker).expect("the same worker runs");
+    assert!(after <= before + WORKER_SLACK, "the worker grew from {before} to {after} bytes");
 }
 
 /// A stream that its client leaves after a few events.
@@ -148,7 +221,7 @@ fn drop_after(server: &Server, index: usize) {
     for name in ["best_of", "prompt_logprobs"] {
         request.as_object_mut().unwrap().remove(name);
     }
-    let stream = server.stream("/v1/completions", &request);
+    let stream = server.stream(path(index), &request);
     for event in stream.take(index % 7) {
         event.expect("an event");
     }
