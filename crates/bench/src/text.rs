@@ -89,7 +89,11 @@ fn write_run(f: &mut fmt::Formatter<'_>, run: &RunReport) -> fmt::Result {
         )?;
     }
     if requests.never_sent > 0 {
-        writeln!(f, "never sent    {} were due and found no place until the end", requests.never_sent)?;
+        writeln!(
+            f,
+            "never sent    {} were due and found no place until the end",
+            requests.never_sent
+        )?;
     }
     for (kind, error) in &run.errors {
         writeln!(f, "error         {} × {kind}: {}", error.count, error.example)?;
