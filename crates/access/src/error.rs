@@ -100,6 +100,22 @@ pub enum AccessError {
         /// Why.
         source: io::Error,
     },
+    /// A new file could not be given to the owner of the old one, who may be the server.
+    #[error(
+        "the keys file {path} belongs to user {user} and group {group}, and a new one cannot be given to \
+         them; it was not changed: run this as root (`sudo`), or as that user in that group",
+        path = path.display()
+    )]
+    Owner {
+        /// The file.
+        path: PathBuf,
+        /// Its user's number.
+        user: u32,
+        /// Its group's number.
+        group: u32,
+        /// What the operating system says.
+        source: io::Error,
+    },
     /// The operating system gives no random numbers.
     #[error("no randomness from the operating system for a new key")]
     Randomness(#[source] getrandom::Error),

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,22 +11,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::AccessError;
 use crate::record::{KeyRecord, NewKey, Timestamp};
+use crate::replace::{self, MODE};
 use crate::secret::Secret;
 
 /// The only version there is so far.
 const VERSION: u32 = 1;
 /// Bytes of a file at most.
 pub const MAX_FILE_BYTES: u64 = 8 << 20;
-/// Keys in a file at most: each is looked at for every request.
+/// Keys in a file at most: a server reads them all whenever the file changes.
 pub const MAX_KEYS: usize = 10_000;
 /// How long to wait for others who change the file.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often to look whether they are done.
 const LOCK_POLL: Duration = Duration::from_millis(20);
-/// Nobody but the owner; there are no secrets in it, but names and limits are nobody's business.
-const MODE: u32 = 0o600;
 /// The permission that nobody may have.
 const WRITABLE_BY_ALL: u32 = 0o002;
+/// The permission that a change takes away.
+const READABLE_BY_ALL: u32 = 0o004;
 
 const HEADER: &str = "# Keys of an Oarlock server: hashes only, no secrets.\n\
     # Change it with `oarlock keys`, which keeps no comments; servers notice within a second or two.\n\n";
@@ -175,7 +176,9 @@ impl KeysFile {
     }
 
     /// Reads the file (one that does not exist begins empty where `may_create`), changes it and writes
-    /// it back: whole or not at all, and not while someone else does the same.
+    /// it back: whole or not at all, and not while someone else does the same. An existing file keeps
+    /// its owner, its group and what these two may do with it; others may do nothing with it
+    /// afterwards. A new one is for its owner alone.
     pub fn edit<T>(
         path: &Path,
         may_create: bool,
@@ -195,25 +198,18 @@ impl KeysFile {
     }
 
     fn save(&self, path: &Path) -> Result<(), AccessError> {
-        let failed = |source: io::Error| AccessError::Write { path: path.to_owned(), source };
-        let text = toml::to_string(self).map_err(|error| failed(io::Error::other(error)))?;
-        let folder = folder_of(path);
-        let mut temporary = tempfile::Builder::new()
-            .prefix(".oarlock-keys-")
-            .permissions(fs::Permissions::from_mode(MODE))
-            .tempfile_in(folder)
-            .map_err(failed)?;
-        temporary.write_all(HEADER.as_bytes()).map_err(failed)?;
-        temporary.write_all(text.as_bytes()).map_err(failed)?;
-        temporary.as_file().sync_all().map_err(failed)?;
-        temporary.persist(path).map_err(|error| failed(error.error))?;
-        // Only this makes the new name last through a power cut.
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+        let text = toml::to_string(self).map_err(|error| AccessError::Write {
+            path: path.to_owned(),
+            source: io::Error::other(error),
+        })?;
+        replace::replace(path, &format!("{HEADER}{text}"))
     }
-}
 
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    /// Whether others than its owner and its group may read a file, which a change would end; false
+    /// where there is none.
+    pub fn is_open_to_others(path: &Path) -> bool {
+        fs::metadata(path).is_ok_and(|metadata| metadata.mode() & READABLE_BY_ALL != 0)
+    }
 }
 
 /// Holds off other writers until it is dropped, or this process ends. It is a file of its own, since
@@ -223,13 +219,18 @@ fn lock(path: &Path) -> Result<File, AccessError> {
     name.push(".lock");
     let lock_path = PathBuf::from(name);
     let failed = |source| AccessError::Write { path: lock_path.clone(), source };
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(MODE)
-        .open(&lock_path)
-        .map_err(failed)?;
+    let mut options = OpenOptions::new();
+    options.write(true).mode(MODE);
+    let file = match options.clone().create_new(true).open(&lock_path) {
+        Ok(file) => {
+            replace::share_lock(&file, path);
+            file
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            options.open(&lock_path).map_err(failed)?
+        }
+        Err(error) => return Err(failed(error)),
+    };
     let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         match file.try_lock() {
@@ -245,6 +246,7 @@ fn lock(path: &Path) -> Result<File, AccessError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
     use std::time::UNIX_EPOCH;
 
     use oarlock_types::Priority;
@@ -329,6 +331,25 @@ mod tests {
         let message = too_long.unwrap_err().to_string();
         assert!(message.contains("tenant") && message.contains("128"), "{message}");
         assert_eq!(fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn a_server_of_the_files_group_can_read_what_was_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.toml");
+        let (id, _) = add(&path, new_key("a"));
+        for (before, is_open) in [(0o644, true), (0o640, false)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(before)).unwrap();
+            assert_eq!(KeysFile::is_open_to_others(&path), is_open);
+            KeysFile::edit(&path, false, |file| Ok(file.revoke(&id, UNIX_EPOCH))).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
+        }
+        // Whoever may change the file can take its lock.
+        let lock = folder.path().join("keys.toml.lock");
+        fs::remove_file(&lock).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).unwrap();
+        add(&path, new_key("b"));
+        assert_eq!(fs::metadata(&lock).unwrap().mode() & 0o777, 0o660);
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use oarlock_types::{CacheSalt, Priority, TenantId};
-use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 use crate::file::KeysFile;
+use crate::index::HashIndex;
 use crate::meter::{Limits, Meter};
 use crate::record::KeyRecord;
 use crate::secret::{MAX_SECRET_BYTES, SecretHash};
@@ -50,8 +50,8 @@ pub(crate) struct Key {
 /// All keys of a file.
 #[derive(Debug, Default)]
 pub(crate) struct Keyring {
-    /// Beside `keys`, in the same order: only these are walked over.
-    hashes: Vec<SecretHash>,
+    /// Of the hashes, to places in `keys`.
+    index: HashIndex,
     keys: Vec<Arc<Key>>,
 }
 
@@ -65,15 +65,16 @@ impl Keyring {
         };
         let records = file.keys();
         let keys = records.iter().map(|record| Arc::new(Key::new(record, meter_of(record))));
-        Self { hashes: records.iter().map(|record| record.hash).collect(), keys: keys.collect() }
+        let index = HashIndex::new(records.iter().map(|record| record.hash));
+        Self { index, keys: keys.collect() }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// The key with this secret. How long it takes depends on the number of keys and the length of
-    /// the secret, and on nothing else: all hashes are compared, whichever matches.
+    /// The key with this secret. How long it takes tells nothing that helps to find a secret:
+    /// [`HashIndex`] says why.
     pub(crate) fn find(&self, secret: &str, now: SystemTime) -> Result<&Arc<Key>, Denied> {
         if secret.is_empty() {
             return Err(Denied::Missing);
@@ -81,16 +82,8 @@ impl Keyring {
         if secret.len() > MAX_SECRET_BYTES {
             return Err(Denied::Unknown);
         }
-        let presented = SecretHash::of(secret);
-        let nowhere = self.hashes.len() as u64;
-        let mut place = nowhere;
-        for (index, hash) in (0_u64..).zip(&self.hashes) {
-            place.conditional_assign(&index, hash.matches(&presented));
-        }
-        if bool::from(place.ct_eq(&nowhere)) {
-            return Err(Denied::Unknown);
-        }
-        let key = &self.keys[place as usize];
+        let place = self.index.find(&SecretHash::of(secret)).ok_or(Denied::Unknown)?;
+        let key = &self.keys[place];
         match key.expires {
             _ if key.is_revoked => Err(Denied::Revoked),
             Some(expires) if now >= expires => Err(Denied::Expired),

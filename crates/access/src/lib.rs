@@ -7,9 +7,11 @@
 mod access;
 mod error;
 mod file;
+mod index;
 mod keyring;
 mod meter;
 mod record;
+mod replace;
 mod secret;
 
 pub use access::{Access, Caller, Reload};

@@ -56,6 +56,12 @@ impl SecretHash {
         Self(Sha256::digest(secret.as_bytes()).into())
     }
 
+    /// The first eight bytes.
+    pub(crate) fn prefix(&self) -> u64 {
+        let (first, _) = self.0.split_first_chunk().expect("the hash has 32 bytes");
+        u64::from_be_bytes(*first)
+    }
+
     /// Whether both are the same, in a time that does not depend on where they differ.
     pub(crate) fn matches(&self, other: &Self) -> Choice {
         self.0.ct_eq(&other.0)

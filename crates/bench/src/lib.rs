@@ -4,10 +4,11 @@
 //! events, and measures at the client. The workload (prompts, lengths, times of arrival) is a function
 //! of the seed. Nothing is printed here: [`run`] gives a [`Report`], and [`Live`] shows how far it is.
 //!
-//! What is measured, per request: TTFT is from sending to the first event with output; ITL between two
-//! such events (where an event says how many tokens it brings, its gap is shared among them); TPOT is
-//! the time from the first to the last output over the tokens after the first, as `usage` counts them;
-//! E2E ends with the stream.
+//! What is measured, per request: TTFT is from when it was due (from its arrival where requests arrive
+//! by themselves, else from sending) to the first event with output; ITL between two such events (where
+//! an event says how many tokens it brings, its gap is shared among them); TPOT is the time from the
+//! first to the last output over the tokens after the first, as `usage` counts them; E2E ends with the
+//! stream.
 
 mod arrivals;
 mod client;

@@ -1,7 +1,7 @@
 //! What one run measures.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::Failure;
 use crate::options::Slo;
@@ -12,6 +12,8 @@ use crate::stats::Samples;
 /// Kinds of errors that are told apart; there are fewer statuses than this.
 const MAX_KINDS: usize = 64;
 const MILLISECONDS: f64 = 1e3;
+/// A longest wait at the client below this is none: it is how exact clocks and timers are.
+const MIN_CLIENT_WAIT_MS: f64 = 1.0;
 
 /// Collects the outcomes of requests.
 #[derive(Debug, Default)]
@@ -20,6 +22,7 @@ pub(crate) struct Measures {
     itl: Samples,
     tpot: Samples,
     e2e: Samples,
+    client_wait: Samples,
     num_ok: u64,
     num_failed: u64,
     num_good: u64,
@@ -28,6 +31,7 @@ pub(crate) struct Measures {
     output_tokens: u64,
     pieces: u64,
     num_without_usage: u64,
+    num_never_sent: u64,
     errors: BTreeMap<String, ErrorCount>,
     last_end: Option<Instant>,
 }
@@ -70,6 +74,16 @@ impl Measures {
         }
     }
 
+    /// A request that arrived by itself was sent, `wait` after it was due.
+    pub(crate) fn waited(&mut self, wait: Duration) {
+        self.client_wait.push(wait.as_secs_f64() * MILLISECONDS);
+    }
+
+    /// So many requests were due before the end, and found no place until then.
+    pub(crate) fn never_sent(&mut self, count: u64) {
+        self.num_never_sent += count;
+    }
+
     /// Fills a report whose conditions are given. Rates count from `began` to the end of the last
     /// request.
     pub(crate) fn report(
@@ -90,6 +104,7 @@ impl Measures {
                 ok: self.num_ok,
                 failed: self.num_failed,
                 without_usage: self.num_without_usage,
+                never_sent: self.num_never_sent,
             },
             errors: self.errors.clone(),
             input_tokens: self.input_tokens,
@@ -107,6 +122,10 @@ impl Measures {
             itl_ms: self.itl.summary(),
             tpot_ms: self.tpot.summary(),
             e2e_ms: self.e2e.summary(),
+            client_wait_ms: self
+                .client_wait
+                .summary()
+                .filter(|wait| wait.max >= MIN_CLIENT_WAIT_MS),
             ..conditions.clone()
         }
     }
@@ -123,8 +142,6 @@ fn is_good(answer: &Answer, slo: &Slo) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::error::FailureKind;
 
@@ -173,5 +190,22 @@ mod tests {
         assert_eq!(report.rates.steady_output_tokens_per_s, Some(30.0));
         assert_eq!(report.itl_ms.map(|itl| (itl.mean, itl.max)), Some((25.0, 40.0)));
         assert_eq!(report.ttft_ms.map(|ttft| ttft.p50), Some(100.0));
+        assert_eq!((report.client_wait_ms, report.requests.never_sent), (None, 0));
+    }
+
+    #[test]
+    fn waits_at_the_client_are_reported_where_there_are_any() {
+        let mut measures = Measures::default();
+        let report = |measures: &Measures| {
+            measures.report(Instant::now(), &Slo::default(), None, &RunReport::default())
+        };
+        measures.waited(Duration::from_micros(200));
+        assert_eq!(report(&measures).client_wait_ms, None);
+        measures.waited(Duration::from_millis(40));
+        measures.never_sent(3);
+        let report = report(&measures);
+        let wait = report.client_wait_ms.expect("one waited");
+        assert_eq!((wait.max, wait.count), (40.0, 2));
+        assert_eq!(report.requests.never_sent, 3);
     }
 }

@@ -22,12 +22,12 @@ pub struct Options {
     pub api_key: Option<String>,
     /// Which API to call.
     pub endpoint: Endpoint,
-    /// Requests in flight, one run for each entry. With `arrivals` these are upper limits, and an
-    /// empty list means none.
+    /// Requests in flight, one run for each entry. With `arrivals` these are upper limits (the time
+    /// for which a request waits under one counts into its latencies), and an empty list means none.
     pub concurrency: Vec<u32>,
     /// Open loop: requests arrive by themselves, whether or not earlier ones are answered.
     pub arrivals: Option<Arrivals>,
-    /// Requests per run; `None` with a duration: as many as fit, else 8 per stream and 32 at least.
+    /// Requests per run, exactly: the last conversation may be shorter. `None` with a duration: as many as fit, else 8 per stream and 32 at least.
     pub requests: Option<u64>,
     /// No request begins later than this after the start of a run.
     pub duration: Option<Duration>,

@@ -32,9 +32,10 @@ pub struct Progress {
     ok: AtomicU64,
     failed: AtomicU64,
     outputs: AtomicU64,
-    first_outputs: AtomicU64,
-    /// First outputs after which all streams are busy.
-    num_busy: u64,
+    /// Streams that have had output.
+    busy_streams: AtomicU64,
+    /// How many of them are all.
+    num_streams: u64,
     /// When and after how many outputs all streams were busy, and when they no longer were.
     busy_from: OnceLock<(Instant, u64)>,
     busy_to: OnceLock<(Instant, u64)>,
@@ -51,7 +52,7 @@ impl Progress {
         label: String,
         total: Option<u64>,
         duration: Option<Duration>,
-        num_busy: u64,
+        num_streams: u64,
     ) -> Self {
         Self {
             label,
@@ -62,8 +63,8 @@ impl Progress {
             ok: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             outputs: AtomicU64::new(0),
-            first_outputs: AtomicU64::new(0),
-            num_busy,
+            busy_streams: AtomicU64::new(0),
+            num_streams,
             busy_from: OnceLock::new(),
             busy_to: OnceLock::new(),
         }
@@ -120,14 +121,6 @@ impl Progress {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn output(&self, is_first: bool) {
-        let outputs = self.outputs.fetch_add(1, Ordering::Relaxed) + 1;
-        if is_first && self.first_outputs.fetch_add(1, Ordering::Relaxed) + 1 == self.num_busy {
-            // Set once: the count reaches a number once.
-            let _ = self.busy_from.set((Instant::now(), outputs));
-        }
-    }
-
     /// No further request will start. Only the first call counts.
     pub(crate) fn last_started(&self) {
         let _ = self.busy_to.set((Instant::now(), self.num_outputs()));
@@ -139,5 +132,53 @@ impl Progress {
         let (to, last) = *self.busy_to.get()?;
         let seconds = to.checked_duration_since(from)?.as_secs_f64();
         (seconds > 0.0 && last > first).then(|| (last - first) as f64 / seconds)
+    }
+}
+
+/// One stream of requests, which follow one another; it counts into the progress of its phase.
+#[derive(Debug, Default)]
+pub(crate) struct Stream {
+    progress: Arc<Progress>,
+    has_had_output: bool,
+}
+
+impl Stream {
+    pub(crate) fn new(progress: &Arc<Progress>) -> Self {
+        Self { progress: Arc::clone(progress), has_had_output: false }
+    }
+
+    /// An event with output came.
+    pub(crate) fn output(&mut self) {
+        let progress = &self.progress;
+        let outputs = progress.outputs.fetch_add(1, Ordering::Relaxed) + 1;
+        if std::mem::replace(&mut self.has_had_output, true) {
+            return;
+        }
+        if progress.busy_streams.fetch_add(1, Ordering::Relaxed) + 1 == progress.num_streams {
+            // Set once: the count reaches a number once.
+            let _ = progress.busy_from.set((Instant::now(), outputs));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_streams_are_busy_once_each_has_had_output() {
+        let progress = Arc::new(Progress::new(String::new(), None, None, 2));
+        let (mut fast, mut slow) = (Stream::new(&progress), Stream::new(&progress));
+        // However many short answers the fast one has had.
+        for _ in 0..5 {
+            fast.output();
+        }
+        assert_eq!(progress.busy_from.get(), None);
+        slow.output();
+        let (from, outputs) = *progress.busy_from.get().expect("both are busy");
+        assert_eq!((outputs, progress.num_outputs()), (6, 6));
+        slow.output();
+        assert_eq!(progress.busy_from.get(), Some(&(from, 6)));
+        assert_eq!(progress.steady_outputs_per_s(), None, "requests are still started");
     }
 }

@@ -68,14 +68,19 @@ pub struct RunReport {
     /// Per second.
     #[serde(flatten)]
     pub rates: Rates,
-    /// Time to the first token, in milliseconds.
+    /// Time to the first token, in milliseconds, from when the request was due: from its arrival where
+    /// requests arrive by themselves, else from sending.
     pub ttft_ms: Option<Summary>,
     /// Between two events with output of one request, in milliseconds.
     pub itl_ms: Option<Summary>,
     /// Per output token after the first, mean over a request, in milliseconds.
     pub tpot_ms: Option<Summary>,
-    /// From sending to the end of the answer, in milliseconds.
+    /// To the end of the answer, in milliseconds, from when the request was due.
     pub e2e_ms: Option<Summary>,
+    /// From a request's arrival until it was sent, in milliseconds, a part of the two above: it waited
+    /// for a place under `concurrency`. `None` where none waited for a millisecond, and where requests
+    /// do not arrive by themselves.
+    pub client_wait_ms: Option<Summary>,
 }
 
 /// An open loop.
@@ -103,6 +108,9 @@ pub struct Requests {
     pub failed: u64,
     /// Of the answered ones, those whose tokens the server did not count: events are counted instead.
     pub without_usage: u64,
+    /// Conversations that were due before the end and found no place under `concurrency` until then;
+    /// they are in no latency. Counted up to a million.
+    pub never_sent: u64,
 }
 
 /// Failures of one kind.

@@ -7,21 +7,21 @@ use http_body_util::BodyExt as _;
 
 use crate::client::{HttpClient, cut_off};
 use crate::error::{Failure, FailureKind};
-use crate::progress::Progress;
+use crate::progress::Stream;
 use crate::protocol::{Chunk, Usage};
 use crate::sse::SseParser;
 
 /// An answer that came to its end.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Answer {
-    /// From sending to the first output.
+    /// From when it was due to the first output.
     pub(crate) ttft: Duration,
     /// Between outputs. Where an event says that it brings several tokens, its gap is shared among
     /// them; otherwise an event counts as one.
     pub(crate) gaps: Vec<Duration>,
-    /// From sending to the last output.
+    /// From when it was due to the last output.
     pub(crate) last: Duration,
-    /// From sending to the end of the stream.
+    /// From when it was due to the end of the stream.
     pub(crate) e2e: Duration,
     /// Events with output.
     pub(crate) pieces: u64,
@@ -109,15 +109,24 @@ impl Reader {
     }
 }
 
+/// What is sent.
+pub(crate) struct Request {
+    pub(crate) path: &'static str,
+    pub(crate) body: Bytes,
+    /// How long it may take from now on.
+    pub(crate) timeout: Duration,
+    /// From when its times count: now, or earlier where it had to wait at the client.
+    pub(crate) due: Instant,
+}
+
 /// Sends one request and reads its stream to the end, so that the connection can be used again.
 pub(crate) async fn send(
     client: &HttpClient,
-    path: &str,
-    body: Bytes,
-    timeout: Duration,
-    progress: &Progress,
+    request: Request,
+    stream: &mut Stream,
 ) -> Result<Answer, Failure> {
-    let exchange = exchange(client, path, body, progress);
+    let timeout = request.timeout;
+    let exchange = exchange(client, request, stream);
     tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| {
         Err(Failure::new(FailureKind::Timeout, format!("not done after {timeout:?}")))
     })
@@ -125,24 +134,23 @@ pub(crate) async fn send(
 
 async fn exchange(
     client: &HttpClient,
-    path: &str,
-    body: Bytes,
-    progress: &Progress,
+    request: Request,
+    stream: &mut Stream,
 ) -> Result<Answer, Failure> {
-    let sent = Instant::now();
-    let mut body = client.stream(path, body).await?;
+    let due = request.due;
+    let mut body = client.stream(request.path, request.body).await?;
     let mut reader = Reader::default();
     let mut events = SseParser::default();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(cut_off)?;
         let Some(bytes) = frame.data_ref() else { continue };
-        let at = sent.elapsed();
+        let at = due.elapsed();
         let mut result = Ok(());
         let parsed = events.push(bytes, |data| {
             if result.is_ok() {
                 result = reader.event(at, data).map(|has_output| {
                     if has_output {
-                        progress.output(reader.answer.pieces == 1);
+                        stream.output();
                     }
                 });
             }
@@ -150,7 +158,7 @@ async fn exchange(
         parsed.map_err(|error| Failure::new(FailureKind::Protocol, error.to_string()))?;
         result?;
     }
-    reader.end(sent.elapsed())
+    reader.end(due.elapsed())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The runs: closed loops of streams, or open loops of arrivals.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
@@ -12,16 +12,20 @@ use crate::arrivals::ArrivalTimes;
 use crate::error::{BenchError, FailureKind};
 use crate::measures::Measures;
 use crate::options::{Arrivals, Endpoint, Options, Slo};
-use crate::progress::{Live, Progress};
+use crate::progress::{Live, Progress, Stream};
 use crate::protocol::Conversation;
 use crate::report::{Report, RunReport};
 use crate::target::Target;
-use crate::workload::{Material, Workload};
+use crate::workload::{Material, Turn, Workload};
 
 /// Conversations in flight at most, whatever was asked for: a machine has about as many ports.
 const MAX_IN_FLIGHT: usize = 16_384;
 /// The number of the run whose requests are not measured.
 const WARMUP: u64 = u64::MAX;
+/// How exact timers are: an arrival that is noticed this much later was noticed in time.
+const TIMER_RESOLUTION: Duration = Duration::from_millis(2);
+/// Requests that were never sent are counted up to here.
+const MAX_NEVER_SENT: usize = 1_000_000;
 /// Rest after a connection that could not be opened: a dead server need not be asked a million times.
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// Requests where neither a number nor a duration is given.
@@ -94,6 +98,9 @@ struct Run {
     /// The next conversation, and how many there are.
     next: AtomicU64,
     num_conversations: u64,
+    /// Requests, where their number is known: the last conversation may be shorter than the others.
+    num_requests: Option<u64>,
+    turns: u64,
     deadline: Option<Instant>,
 }
 
@@ -110,17 +117,19 @@ async fn run_once(
     let requests = match (options.requests, options.duration) {
         (Some(requests), _) => Some(requests),
         (None, Some(_)) => None,
-        (None, None) => Some((streams * turns * REQUESTS_PER_STREAM).max(MIN_REQUESTS)),
+        (None, None) => {
+            let requests = (streams * turns * REQUESTS_PER_STREAM).max(MIN_REQUESTS);
+            Some(requests.next_multiple_of(turns))
+        }
     };
     let num_conversations = requests.map_or(u64::MAX, |requests| requests.div_ceil(turns));
-    let total = requests.map(|_| num_conversations * turns);
     let label = match (number, loops.concurrency, loops.arrivals) {
         (WARMUP, ..) => "warming up".to_owned(),
         (_, _, Some(_)) => "arrivals".to_owned(),
         (_, concurrency, None) => format!("concurrency {}", concurrency.unwrap_or(1)),
     };
-    let num_busy = if loops.arrivals.is_some() { 1 } else { streams.min(num_conversations) };
-    let progress = Arc::new(Progress::new(label, total, options.duration, num_busy));
+    let num_streams = if loops.arrivals.is_some() { 1 } else { streams.min(num_conversations) };
+    let progress = Arc::new(Progress::new(label, requests, options.duration, num_streams));
     live.begin(&progress);
     let began = Instant::now();
     let run = Arc::new(Run {
@@ -134,6 +143,8 @@ async fn run_once(
         cancel: cancel.clone(),
         next: AtomicU64::new(0),
         num_conversations,
+        num_requests: requests,
+        turns,
         deadline: options.duration.map(|duration| began + duration),
     });
     match loops.arrivals {
@@ -146,8 +157,7 @@ async fn run_once(
         ..RunReport::default()
     };
     let steady = if loops.arrivals.is_none() { progress.steady_outputs_per_s() } else { None };
-    let measures = run.measures.lock().unwrap_or_else(PoisonError::into_inner);
-    measures.report(began, &options.slo, steady, &conditions)
+    run.measures().report(began, &options.slo, steady, &conditions)
 }
 
 impl Run {
@@ -172,9 +182,10 @@ impl Run {
         let mut tasks = JoinSet::new();
         for _ in 0..streams {
             let run = Arc::clone(self);
+            let mut stream = Stream::new(&self.progress);
             tasks.spawn(async move {
                 while let Some(index) = run.next() {
-                    run.play(index).await;
+                    run.play(index, None, &mut stream).await;
                 }
             });
         }
@@ -192,48 +203,101 @@ impl Run {
         let limit = limit.map_or(MAX_IN_FLIGHT, |limit| limit as usize).min(MAX_IN_FLIGHT);
         let permits = Arc::new(Semaphore::new(limit));
         let mut tasks = JoinSet::new();
-        for time in ArrivalTimes::new(arrivals, seed, self.number) {
+        let times = ArrivalTimes::new(arrivals, seed, self.number);
+        let mut arrivals = (0..self.num_conversations)
             // Centuries from now: never.
-            let Some(due) = began.checked_add(time) else { break };
-            let until = self.deadline.map_or(due, |deadline| due.min(deadline));
-            tokio::select! {
-                () = tokio::time::sleep_until(until.into()) => {}
-                () = self.cancel.cancelled() => {}
-            }
-            let Some(index) = self.next() else { break };
+            .zip(times.map_while(|time| began.checked_add(time)))
+            .take_while(|(_, due)| self.deadline.is_none_or(|deadline| *due < deadline));
+        while let Some((index, due)) = arrivals.next() {
+            let Some(arrived) = self.arrival(due).await else { break };
             let permit = tokio::select! {
-                permit = Arc::clone(&permits).acquire_owned() => permit,
-                () = self.cancel.cancelled() => break,
+                permit = Arc::clone(&permits).acquire_owned() => Some(permit),
+                () = self.over() => None,
             };
+            if permit.is_none() || self.is_late() {
+                let now = Instant::now();
+                let others = arrivals.take_while(|(_, due)| *due <= now).take(MAX_NEVER_SENT);
+                self.measures().never_sent(1 + others.count() as u64);
+                break;
+            }
             let run = Arc::clone(self);
             tasks.spawn(async move {
-                run.play(index).await;
+                run.play(index, Some(arrived), &mut Stream::new(&run.progress)).await;
                 drop(permit);
             });
             // Finished ones are taken out, so that the set does not grow.
             while tasks.try_join_next().is_some() {}
         }
+        self.progress.last_started();
         while tasks.join_next().await.is_some() {}
     }
 
-    /// One conversation, turn by turn; a failure ends it.
-    async fn play(&self, index: u64) {
+    /// Waits until `due`, and says from when on the latencies of what arrives then count; `None` where
+    /// the run was cancelled meanwhile.
+    ///
+    /// That is `due`, also where it was long ago since earlier arrivals waited for a place: a server
+    /// that cannot keep up must not be asked less and look quick for it (the "coordinated omission" of
+    /// Gil Tene's wrk2). Only what the timer of this machine is late by is not the server's fault.
+    async fn arrival(&self, due: Instant) -> Option<Instant> {
+        if Instant::now() >= due {
+            return Some(due);
+        }
+        tokio::select! {
+            () = tokio::time::sleep_until(due.into()) => {
+                Some(Instant::now().min(due + TIMER_RESOLUTION))
+            }
+            () = self.cancel.cancelled() => None,
+        }
+    }
+
+    /// Returns once no further request shall start.
+    async fn over(&self) {
+        let Some(deadline) = self.deadline else { return self.cancel.cancelled().await };
+        tokio::select! {
+            () = tokio::time::sleep_until(deadline.into()) => {}
+            () = self.cancel.cancelled() => {}
+        }
+    }
+
+    fn measures(&self) -> MutexGuard<'_, Measures> {
+        self.measures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The requests of a conversation.
+    fn turns(&self, index: u64) -> Vec<Turn> {
+        let mut turns = self.workload.conversation(self.number, index);
+        if let Some(num_requests) = self.num_requests {
+            // Fits: it is at most what the vector has where this is the last one.
+            turns.truncate((num_requests - index * self.turns).min(self.turns) as usize);
+        }
+        turns
+    }
+
+    /// One conversation, turn by turn; a failure ends it. `arrived`: when it did, if it did so by
+    /// itself; later turns are due when the answer before them has ended.
+    async fn play(&self, index: u64, arrived: Option<Instant>, stream: &mut Stream) {
         let mut conversation = Conversation::new(self.endpoint);
-        for (number, turn) in self.workload.conversation(self.number, index).into_iter().enumerate()
-        {
+        let mut arrived = arrived;
+        for (number, turn) in self.turns(index).into_iter().enumerate() {
             if number > 0 && self.is_late() {
                 return;
             }
             conversation.ask(turn.piece.clone());
             self.progress.start();
+            let arrived = arrived.take();
+            let wait = arrived.map(|arrived| arrived.elapsed());
+            let due = arrived.unwrap_or_else(Instant::now);
             let outcome = tokio::select! {
-                outcome = self.target.ask(&conversation, &turn, &self.progress) => outcome,
+                outcome = self.target.ask(&conversation, &turn, due, stream) => outcome,
                 () = self.cancel.cancelled() => return,
             };
             self.progress.end(outcome.is_ok());
             let is_down = matches!(&outcome, Err(failure) if failure.kind == FailureKind::Connect);
             {
-                let mut measures = self.measures.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut measures = self.measures();
+                if let Some(wait) = wait {
+                    measures.waited(wait);
+                }
                 match outcome {
                     Ok(answer) => {
                         measures.answered(&answer, &self.slo);

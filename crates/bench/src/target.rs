@@ -1,17 +1,17 @@
 //! The server under test: which model, which fields it takes, and what a token is to it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::client::HttpClient;
 use crate::error::{BenchError, Failure, FailureKind};
 use crate::options::Options;
-use crate::progress::Progress;
+use crate::progress::Stream;
 use crate::protocol::{self, Conversation, Dialect};
 use crate::random::Random;
-use crate::request::{Answer, send};
+use crate::request::{Answer, Request, send};
 use crate::words;
 use crate::workload::{Material, Piece, Turn, Workload};
 
@@ -64,23 +64,25 @@ impl Target {
         Ok(target)
     }
 
-    /// Sends one request of a conversation.
+    /// Sends one request of a conversation; its times count from `due`.
     pub(crate) async fn ask(
         &self,
         conversation: &Conversation,
         turn: &Turn,
-        progress: &Progress,
+        due: Instant,
+        stream: &mut Stream,
     ) -> Result<Answer, Failure> {
         let body = protocol::body(&self.model, self.dialect, self.temperature, conversation, turn);
-        send(&self.client, self.path, body.into(), self.timeout, progress).await
+        let request = Request { path: self.path, body: body.into(), timeout: self.timeout, due };
+        send(&self.client, request, stream).await
     }
 
     /// One request for a single token.
     async fn probe(&self, options: &Options, piece: Piece) -> Result<Answer, Failure> {
         let mut conversation = Conversation::new(options.endpoint);
         conversation.ask(piece.clone());
-        self.ask(&conversation, &Turn { piece, output_tokens: 1, seed: 0 }, &Progress::default())
-            .await
+        let turn = Turn { piece, output_tokens: 1, seed: 0 };
+        self.ask(&conversation, &turn, Instant::now(), &mut Stream::default()).await
     }
 
     /// The first set of fields that the server takes.

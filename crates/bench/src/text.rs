@@ -81,6 +81,20 @@ fn write_run(f: &mut fmt::Formatter<'_>, run: &RunReport) -> fmt::Result {
     if let Some(tokens) = run.tokens_per_event.filter(|tokens| (tokens - 1.0).abs() > 0.01) {
         writeln!(f, "events        {tokens:.2} tokens each: ITL is the time between events")?;
     }
+    if let Some(Summary { mean, p99, max, .. }) = run.client_wait_ms {
+        writeln!(
+            f,
+            "client wait   mean {mean:.2} ms, p99 {p99:.2} ms, max {max:.2} ms for a place: part of TTFT \
+             and E2E"
+        )?;
+    }
+    if requests.never_sent > 0 {
+        writeln!(
+            f,
+            "never sent    {} were due and found no place until the end",
+            requests.never_sent
+        )?;
+    }
     for (kind, error) in &run.errors {
         writeln!(f, "error         {} × {kind}: {}", error.count, error.example)?;
     }

@@ -29,9 +29,10 @@ Examples:
   Another server, figures for a program:
     oarlock bench --url https://llm.example.com/v1 --model m --json > figures.json
 
-What is measured, at the client: TTFT from sending to the first event with output; ITL between two \
-such events; TPOT the time per output token after the first, by the server's own count; E2E to the \
-end of the stream.")]
+What is measured, at the client: TTFT from when a request was due to the first event with output; ITL \
+between two such events; TPOT the time per output token after the first, by the server's own count; \
+E2E to the end of the stream. A request is due when it is sent, and with --request-rate when it \
+arrives, also where it then waits for a place under --concurrency (the report says for how long).")]
 pub(crate) struct BenchArguments {
     /// The server.
     #[arg(long, default_value = "http://127.0.0.1:8000")]
@@ -45,8 +46,8 @@ pub(crate) struct BenchArguments {
     /// Which API is called.
     #[arg(long, value_enum, default_value = "completions")]
     endpoint: EndpointArgument,
-    /// Requests in flight; several numbers are several runs. With --request-rate an upper limit, and
-    /// none by default; else 1 by default.
+    /// Requests in flight; several numbers are several runs. With --request-rate an upper limit
+    /// (the wait for a place counts into the latencies), and none by default; else 1 by default.
     #[arg(long, value_name = "N[,N...]", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=16_384))]
     concurrency: Vec<u32>,
     /// Requests that arrive per second, answered or not: a Poisson process. `inf`: all at once.
@@ -55,7 +56,8 @@ pub(crate) struct BenchArguments {
     /// Shape of the times between arrivals: 1 is Poisson, less comes in bursts, more is even.
     #[arg(long, value_name = "B", default_value_t = 1.0, value_parser = parse_burstiness, requires = "request_rate")]
     burstiness: f64,
-    /// Requests of one run; by default 8 per stream, at least 32.
+    /// Requests of one run; by default 8 conversations per stream, at least 32 requests. The last
+    /// conversation is shorter where --turns does not divide them; a failed request ends its own.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     requests: Option<u64>,
     /// No request starts later than this; those under way are finished.

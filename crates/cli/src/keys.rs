@@ -126,6 +126,25 @@ fn far_future() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799)
 }
 
+/// Changes the file and says so where fewer can read it than before: the server may be one of them.
+fn edit<T>(
+    path: &Path,
+    may_create: bool,
+    change: impl FnOnce(&mut KeysFile) -> Result<T, AccessError>,
+) -> anyhow::Result<T> {
+    let was_open = KeysFile::is_open_to_others(path);
+    let changed = KeysFile::edit(path, may_create, change)?;
+    if was_open {
+        let path = path.display();
+        writeln!(
+            io::stderr(),
+            "note: everybody could read {path}; now only its owner and its group can. A server that is \
+             neither needs its group on the file: `chgrp GROUP {path}`"
+        )?;
+    }
+    Ok(changed)
+}
+
 fn add(arguments: AddArguments) -> anyhow::Result<()> {
     let path = arguments.file.path;
     let key = NewKey {
@@ -139,7 +158,7 @@ fn add(arguments: AddArguments) -> anyhow::Result<()> {
         },
         expires: arguments.expires,
     };
-    let (id, secret) = KeysFile::edit(&path, true, |file| {
+    let (id, secret) = edit(&path, true, |file| {
         let (record, secret) = file.add(key, SystemTime::now())?;
         Ok((record.id.clone(), secret))
     })?;
@@ -152,7 +171,7 @@ fn add(arguments: AddArguments) -> anyhow::Result<()> {
 
 fn revoke(arguments: &RevokeArguments) -> anyhow::Result<()> {
     let (path, id) = (&arguments.file.path, &arguments.id);
-    let is_new = KeysFile::edit(path, false, |file| {
+    let is_new = edit(path, false, |file| {
         let unknown = || AccessError::UnknownKey { path: path.clone(), id: id.clone() };
         file.revoke(id, SystemTime::now()).ok_or_else(unknown)
     })?;

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -28,8 +29,10 @@ pub(crate) struct Script {
     pub(crate) key: Option<&'static str>,
     /// Of the requests for more than one token: what happens to every `n`-th, counted from 1.
     pub(crate) faults: Vec<(u64, Fault)>,
-    /// Requests for more than one token never end.
-    pub(crate) hangs: bool,
+    /// So many of the first requests for more than one token never end.
+    pub(crate) num_hanging: usize,
+    /// What an answer of more than one token takes to begin.
+    pub(crate) delay: Duration,
 }
 
 /// What goes wrong.
@@ -127,12 +130,19 @@ async fn generate(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     }
     let limit = [&body["max_tokens"], &body["max_completion_tokens"]];
     let limit = limit.iter().find_map(|limit| limit.as_u64()).unwrap();
-    let mut fault = None;
+    let (mut fault, mut hangs) = (None, false);
     if limit > 1 {
-        let mut requests = shared.requests.lock().unwrap();
-        requests.push(body.clone());
-        let number = requests.len() as u64;
-        fault = script.faults.iter().find(|(nth, _)| number.is_multiple_of(*nth)).map(|(_, f)| *f);
+        let number = {
+            let mut requests = shared.requests.lock().unwrap();
+            requests.push(body.clone());
+            requests.len()
+        };
+        let is_nth = |nth: &u64| (number as u64).is_multiple_of(*nth);
+        fault = script.faults.iter().find(|(nth, _)| is_nth(nth)).map(|(_, fault)| *fault);
+        hangs = number <= script.num_hanging;
+        if !script.delay.is_zero() {
+            tokio::time::sleep(script.delay).await;
+        }
     }
     if matches!(fault, Some(Fault::Busy)) {
         return error(StatusCode::TOO_MANY_REQUESTS, "the queue is full");
@@ -167,7 +177,6 @@ async fn generate(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         }
         events.push(Ok("data: [DONE]\n\n".to_owned()));
     }
-    let hangs = script.hangs && limit > 1;
     let stream = futures::stream::iter(events);
     let tail = futures::stream::once(async move {
         if hangs {

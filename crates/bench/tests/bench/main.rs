@@ -195,6 +195,98 @@ async fn an_open_loop_sends_all_and_keeps_to_its_limit() {
 }
 
 #[tokio::test]
+async fn exactly_as_many_requests_are_sent_as_were_asked_for() {
+    let server = FakeServer::start(ordinary()).await;
+    let arrivals = Some(Arrivals { requests_per_s: f64::INFINITY, burstiness: 1.0 });
+    for arrivals in [None, arrivals] {
+        let before = server.requests().len();
+        let options = Options {
+            endpoint: Endpoint::Chat,
+            turns: 4,
+            requests: Some(10),
+            concurrency: vec![1],
+            arrivals,
+            ..options(&server)
+        };
+        let report = bench(&options).await.unwrap();
+        assert_eq!(report.runs[0].requests.ok, 10);
+        let requests = &server.requests()[before..];
+        let messages = requests.iter().map(|request| request["messages"].as_array().unwrap().len());
+        // The one before is the warm-up, and the last conversation is the shorter one.
+        assert_eq!(messages.collect::<Vec<_>>(), [1, 1, 3, 5, 7, 1, 3, 5, 7, 1, 3]);
+    }
+}
+
+#[tokio::test]
+async fn streams_are_not_all_busy_before_the_slowest_has_had_a_token() {
+    let server = FakeServer::start(Script { num_hanging: 1, ..ordinary() }).await;
+    let (live, cancel) = (Live::default(), CancellationToken::new());
+    let options = Options { warmup: 0, concurrency: vec![2], ..options(&server) };
+    let stop = async {
+        while live.current().num_ok() < 19 {
+            tokio::task::yield_now().await;
+        }
+        cancel.cancel();
+    };
+    let (report, ()) = tokio::join!(run(&options, &live, &cancel), stop);
+    let run = &report.unwrap().runs[0];
+    assert_eq!(run.requests.ok, 19);
+    assert_eq!(run.rates.steady_output_tokens_per_s, None, "one stream had no token at all");
+}
+
+#[tokio::test]
+async fn waiting_for_a_place_is_part_of_the_latency_of_what_arrives() {
+    let delay = Duration::from_millis(20);
+    let server = FakeServer::start(Script { delay, ..ordinary() }).await;
+    let arrivals = Some(Arrivals { requests_per_s: 1e6, burstiness: 1.0 });
+    let overloaded = Options {
+        arrivals,
+        concurrency: vec![1],
+        requests: Some(5),
+        slo: "ttft=50ms".parse().unwrap(),
+        ..options(&server)
+    };
+    let report = bench(&overloaded).await.unwrap();
+    let run = &report.runs[0];
+    assert_eq!(run.requests.ok, 5);
+    // All five are due within 0.1 ms, and one is answered every 20 ms.
+    let (ttft, e2e, wait) =
+        (run.ttft_ms.unwrap(), run.e2e_ms.unwrap(), run.client_wait_ms.unwrap());
+    assert!(ttft.max >= 97.0 && e2e.max >= ttft.max && ttft.mean >= 57.0, "{ttft:?}");
+    assert!(wait.max >= 77.0 && wait.max <= ttft.max && wait.count == 5, "{wait:?}");
+    let good = run.rates.goodput_requests_per_s.unwrap() * run.duration_s;
+    assert!(good < 2.5, "at most two of the five were answered in time: {good}");
+    let text = report.to_string();
+    assert!(text.contains("client wait   mean "), "{text}");
+    let json: Value = serde_json::from_str(&report.to_json()).unwrap();
+    assert!(json["runs"][0]["client_wait_ms"]["p99"].as_f64().unwrap() >= 57.0);
+
+    // Streams that ask when they are ready never wait.
+    let report = bench(&Options { arrivals: None, ..overloaded }).await.unwrap();
+    assert!(report.runs[0].client_wait_ms.is_none() && !report.to_string().contains("client wait"));
+}
+
+#[tokio::test]
+async fn what_was_due_and_found_no_place_is_counted() {
+    let server = FakeServer::start(Script { num_hanging: 1, ..ordinary() }).await;
+    let options = Options {
+        arrivals: Some(Arrivals { requests_per_s: f64::INFINITY, burstiness: 1.0 }),
+        concurrency: vec![1],
+        requests: Some(5),
+        warmup: 0,
+        duration: Some(Duration::from_millis(100)),
+        timeout: Duration::from_millis(300),
+        ..options(&server)
+    };
+    let report = bench(&options).await.unwrap();
+    let requests = report.runs[0].requests;
+    assert_eq!((requests.ok, requests.failed, requests.never_sent), (0, 1, 4));
+    assert_eq!(server.requests().len(), 1, "none starts after the end");
+    let text = report.to_string();
+    assert!(text.contains("never sent    4 were due"), "{text}");
+}
+
+#[tokio::test]
 async fn a_duration_ends_a_run_and_a_cancelled_one_reports_what_it_has() {
     let server = FakeServer::start(ordinary()).await;
     let limited =
@@ -202,7 +294,7 @@ async fn a_duration_ends_a_run_and_a_cancelled_one_reports_what_it_has() {
     let report = bench(&limited).await.unwrap();
     assert!(report.runs[0].requests.ok > 0 && report.runs[0].duration_s < 5.0);
 
-    let server = FakeServer::start(Script { hangs: true, ..ordinary() }).await;
+    let server = FakeServer::start(Script { num_hanging: usize::MAX, ..ordinary() }).await;
     let (live, cancel) = (Live::default(), CancellationToken::new());
     let endless = Options { warmup: 0, ..options(&server) };
     let stop = async {

@@ -1,6 +1,7 @@
 //! Keys: added, used and revoked while a server runs.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -62,6 +63,22 @@ fn folder_and_file() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keys.toml");
     (folder, file)
+}
+
+#[test]
+fn a_change_keeps_the_servers_group_and_says_whom_it_shuts_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("keys.toml");
+    add(&keys, &["--tenant", "a"]);
+    let mode = || fs::metadata(&keys).unwrap().permissions().mode() & 0o777;
+    for (before, after, is_noted) in
+        [(0o600, 0o600, false), (0o640, 0o640, false), (0o644, 0o640, true)]
+    {
+        fs::set_permissions(&keys, fs::Permissions::from_mode(before)).unwrap();
+        let output = oarlock_keys(&keys, &["add", "--tenant", "b"]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((mode(), said.contains("chgrp GROUP /")), (after, is_noted), "{said}");
+    }
 }
 
 #[test]
