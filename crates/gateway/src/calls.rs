@@ -28,8 +28,6 @@ use crate::inference::Inference;
 
 /// Bytes of all messages of a call that probes or asks for descriptors.
 const SMALL_CALL_BYTES: usize = 64 << 10;
-/// Bytes before each message: a flag and its length.
-const FRAME_BYTES: usize = 5;
 /// About what one element of a decoded message takes besides its bytes: that of a message in a
 /// conversation, which is the largest.
 const ELEMENT_BYTES: usize = 128;
@@ -89,7 +87,7 @@ async fn answer(app: &App, request: Request, next: Next) -> Result<Response, Api
             Body::new(SmallBody::new(body, app.config.body_timeout))
         }
         CallKind::Lookup | CallKind::Compute => {
-            let limit = app.config.max_body_bytes.saturating_add(FRAME_BYTES);
+            let limit = app.config.max_body_bytes;
             let bytes = read_in_time(app, body, limit, &mut reserved).await?;
             if !app.bodies.grow(&mut reserved, weight(&bytes)) {
                 return Err(ApiError::bodies_full());
