@@ -20,28 +20,28 @@ pub(crate) struct Work {
     /// Bytes of text, and of numbers at so many bytes each.
     pub(crate) num_bytes: usize,
     /// JSON values that it becomes, at most.
-    num_values: usize,
-    num_messages: usize,
+    values: usize,
+    messages: usize,
 }
 
 impl Work {
     /// Bytes that it takes as JSON values, about.
     pub(crate) fn bytes_as_json(&self) -> usize {
-        let values = self.num_values.saturating_mul(size_of::<Value>());
-        let messages = self.num_messages.saturating_mul(BYTES_PER_MESSAGE);
+        let values = self.values.saturating_mul(size_of::<Value>());
+        let messages = self.messages.saturating_mul(BYTES_PER_MESSAGE);
         self.num_bytes.saturating_add(values).saturating_add(messages)
     }
 
     fn add_items(&mut self, count: usize) {
         self.num_bytes += count * BYTES_PER_ITEM;
-        self.num_values += count;
+        self.values += count;
     }
 
     fn add_json(&mut self, json: Option<&String>) {
         let Some(json) = json else { return };
         let is_mark = |byte: &&u8| matches!(byte, b',' | b':' | b'[' | b'{');
         self.num_bytes += json.len();
-        self.num_values += json.as_bytes().iter().filter(is_mark).count();
+        self.values += json.as_bytes().iter().filter(is_mark).count();
     }
 }
 
@@ -73,7 +73,7 @@ pub(crate) fn request_work(request: &InferenceRequest) -> Work {
 
 /// How much work it is to convert a conversation.
 pub(crate) fn chat_work(chat: &Chat) -> Work {
-    let mut work = Work { num_messages: chat.messages.len(), ..Work::default() };
+    let mut work = Work { messages: chat.messages.len(), ..Work::default() };
     for message in &chat.messages {
         work.num_bytes += message.content.len() + BYTES_PER_ITEM;
         work.add_json(message.tool_calls_json.as_ref());

@@ -86,7 +86,7 @@ async fn both_ports_count_connections_of_one_address() {
     let mut third = TcpStream::connect(running.address).await.unwrap();
     assert!(rest(&mut third).await.starts_with("HTTP/1.1 429"));
     let mut third = TcpStream::connect(running.grpc).await.unwrap();
-    assert!(rest(&mut third).await.ends_with("\u{b}"), "go away: enhance your calm");
+    assert!(rest(&mut third).await.ends_with('\u{b}'), "go away: enhance your calm");
     let fourth = TcpStream::connect(running.grpc).await.unwrap();
     if let Ok((client, connection)) = h2::client::handshake::<_>(fourth).await {
         let error = timeout(LONG, connection).await.unwrap().unwrap_err();
