@@ -26,10 +26,8 @@ impl FromRequest<App> for JsonObject {
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         check_content_type(request.headers())?;
         let mut reserved = Reserved::default();
-        let reading = read(app, request.into_body(), &mut reserved);
-        let bytes = timeout(app.config.body_timeout, reading)
-            .await
-            .map_err(|_| ApiError::body_timeout())??;
+        let limit = app.config.max_body_bytes;
+        let bytes = read_in_time(app, request.into_body(), limit, &mut reserved).await?;
         let (shared, num_bytes) = (App::clone(app), bytes.len());
         let parsing = move || {
             // Once parsed it is larger: a value for every comma or bracket.
@@ -42,10 +40,25 @@ impl FromRequest<App> for JsonObject {
     }
 }
 
-/// Reads a body as it comes. Memory is reserved for what has come, not for what was announced: who
-/// announces much and sends nothing takes nothing from others.
-async fn read(app: &App, body: Body, reserved: &mut Reserved) -> Result<Bytes, ApiError> {
-    let limit = app.config.max_body_bytes;
+/// Reads a body of `limit` bytes at most, while its client's time lasts. Memory is reserved for what
+/// has come, not for what was announced: who announces much and sends nothing takes nothing from
+/// others.
+pub(crate) async fn read_in_time(
+    app: &App,
+    body: Body,
+    limit: usize,
+    reserved: &mut Reserved,
+) -> Result<Bytes, ApiError> {
+    let reading = read(app, body, limit, reserved);
+    timeout(app.config.body_timeout, reading).await.map_err(|_| ApiError::body_timeout())?
+}
+
+async fn read(
+    app: &App,
+    body: Body,
+    limit: usize,
+    reserved: &mut Reserved,
+) -> Result<Bytes, ApiError> {
     if body.size_hint().lower() > limit as u64 {
         return Err(ApiError::body_too_large(limit));
     }

@@ -40,6 +40,18 @@ struct Inner {
 }
 
 impl Caller {
+    /// Begins a request with these headers, over whatever protocol. Limits count it where `is_counted`.
+    ///
+    /// # Errors
+    /// 401 where a key is demanded and none here is good; 429 where it has used up what it may.
+    pub(crate) fn of_request(
+        app: &Shared,
+        headers: &HeaderMap,
+        is_counted: bool,
+    ) -> Result<Self, ApiError> {
+        begin(&app.config.access, presented(headers), is_counted)
+    }
+
     /// The id of the key, where there is one.
     pub(crate) fn key_id(&self) -> Option<&str> {
         self.0.caller.key_id()
@@ -66,19 +78,6 @@ impl Caller {
     pub(crate) fn charge(&self, tokens: u32) {
         self.0.caller.charge(tokens, Instant::now());
     }
-}
-
-/// Begins a request whose client sent this `Authorization`, over whatever protocol.
-///
-/// # Errors
-/// 401 where a key is demanded and this is none; 429 where the key has used up what it may.
-pub(crate) fn authenticate(app: &Shared, authorization: Option<&str>) -> Result<Caller, ApiError> {
-    begin(&app.config.access, authorization.and_then(bearer), true)
-}
-
-/// As [`authenticate`], for what looks something up and computes nothing: no limit counts it.
-pub(crate) fn identify(app: &Shared, authorization: Option<&str>) -> Result<Caller, ApiError> {
-    begin(&app.config.access, authorization.and_then(bearer), false)
 }
 
 fn begin(access: &Access, secret: Option<&str>, is_counted: bool) -> Result<Caller, ApiError> {
@@ -110,12 +109,12 @@ pub(crate) async fn demand(State(app): State<App>, mut request: Request, next: N
     }
     // What only looks something up costs nothing that a limit is for.
     let is_counted = request.method() == Method::POST;
-    let caller = match begin(&app.config.access, presented(request.headers()), is_counted) {
+    let caller = match Caller::of_request(&app, request.headers(), is_counted) {
         Ok(caller) => caller,
         Err(error) => return error.into_response(),
     };
     request.extensions_mut().insert(caller.clone());
-    next.run(request).await.map(|body| Body::new(Held { body, _caller: caller }))
+    next.run(request).await.map(|body| Body::new(Held::new(body, caller)))
 }
 
 impl FromRequestParts<App> for Caller {
@@ -130,9 +129,15 @@ impl FromRequestParts<App> for Caller {
 }
 
 /// A body that keeps its request counted until it is gone.
-struct Held {
+pub(crate) struct Held {
     body: Body,
     _caller: Caller,
+}
+
+impl Held {
+    pub(crate) fn new(body: Body, caller: Caller) -> Self {
+        Self { body, _caller: caller }
+    }
 }
 
 impl HttpBody for Held {

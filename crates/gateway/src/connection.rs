@@ -66,6 +66,11 @@ impl Protocol {
         Self { router, builder, patience }
     }
 
+    /// Without HTTP/1.1, also before the first byte.
+    pub(crate) fn http2_only(self) -> Self {
+        Self { builder: self.builder.http2_only(), ..self }
+    }
+
     /// Serves one connection until it ends; `closing` asks it to finish what it does.
     pub(crate) async fn serve(self, stream: TcpStream, closing: CancellationToken) {
         let patience = self.patience;

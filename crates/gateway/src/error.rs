@@ -197,13 +197,7 @@ impl ApiError {
             FinishReason::Cancelled => {
                 Some(Self::unavailable("The request was cancelled by the engine"))
             }
-            FinishReason::Deadline => {
-                let message = "The request did not finish in time".to_owned();
-                Some(
-                    Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER, message)
-                        .code("deadline_exceeded"),
-                )
-            }
+            FinishReason::Deadline => Some(Self::deadline()),
             FinishReason::Failed(SlotError::NothingAllowed) => {
                 let message = "No token is left to choose: 'allowed_token_ids', 'bad_words', \
                                'logit_bias' and 'min_tokens' together exclude all of them";
@@ -215,6 +209,11 @@ impl ApiError {
             }
             FinishReason::EngineLost => Some(Self::engine_lost()),
         }
+    }
+
+    pub(crate) fn deadline() -> Self {
+        let message = "The request did not finish in time".to_owned();
+        Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER, message).code("deadline_exceeded")
     }
 
     pub(crate) fn engine_lost() -> Self {
@@ -238,7 +237,9 @@ impl From<ApiError> for InferenceError {
             StatusCode::NOT_FOUND => InferenceCode::NotFound,
             StatusCode::UNAUTHORIZED => InferenceCode::Unauthenticated,
             StatusCode::FORBIDDEN => InferenceCode::PermissionDenied,
-            StatusCode::TOO_MANY_REQUESTS => InferenceCode::ResourceExhausted,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::PAYLOAD_TOO_LARGE => {
+                InferenceCode::ResourceExhausted
+            }
             StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => {
                 InferenceCode::DeadlineExceeded
             }

@@ -14,12 +14,13 @@ use oarlock_types::{EngineState, TokenId, TokenScore};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::app::App;
-use crate::caller::{Caller, authenticate, identify};
+use crate::budget::Reserved;
+use crate::caller::Caller;
 use crate::choices::Choices;
 use crate::error::ApiError;
 use crate::generate::{Delta, Finish, GeneratedToken, Generation, StopReason};
 use crate::health::statuses;
-use crate::inference_fields::{conversation_fields, generate_fields};
+use crate::inference_fields::{chat_work, conversation_fields, generate_fields, request_work};
 use crate::logprobs::Labels;
 use crate::models::Served;
 use crate::prompts::{Encoding, Prompt, encode_prompt};
@@ -56,7 +57,11 @@ impl Inference {
         request: InferenceRequest,
     ) -> Result<InferenceEvents, ApiError> {
         let is_chat = matches!(request.prompt, InferencePrompt::Chat(_));
-        let fields = generate_fields(request)?;
+        let work = request_work(&request);
+        let _values = self.reserve(work.bytes_as_json())?;
+        let app = App::clone(&self.app);
+        let convert = move || generate_fields(request, &app.config.request);
+        let fields = self.app.compute(work.num_bytes, convert).await??;
         let (served, options, choices) = if is_chat {
             let chat::RunningChat { served, options, choices } =
                 chat::start(&self.app, caller, fields).await?;
@@ -88,13 +93,24 @@ impl Inference {
                 encode_prompt(&self.app, &served, Prompt::Text(text), encoding).await?
             }
             InferencePrompt::Chat(conversation) => {
-                let conversation = conversation_fields(conversation, &self.app.config.request)?;
+                let work = chat_work(&conversation);
+                let _values = self.reserve(work.bytes_as_json())?;
+                let app = App::clone(&self.app);
+                let convert = move || conversation_fields(conversation, &app.config.request);
+                let conversation = self.app.compute(work.num_bytes, convert).await??;
                 chat::encode_chat(&self.app, &served, conversation, None).await?
             }
             InferencePrompt::Tokens(_) => return Err(ApiError::missing("text")),
         };
         let token_ids = prompt.tokens.into_iter().map(|token| token.0).collect();
         Ok(Tokenized { token_ids, max_model_len: served.limits.max_sequence_tokens })
+    }
+
+    /// Memory for what a request becomes.
+    fn reserve(&self, bytes: usize) -> Result<Reserved, ApiError> {
+        let mut reserved = Reserved::default();
+        let has_room = self.app.bodies.grow(&mut reserved, bytes);
+        has_room.then_some(reserved).ok_or_else(ApiError::bodies_full)
     }
 
     async fn is_ready(&self) -> bool {
@@ -109,40 +125,29 @@ impl Inference {
 }
 
 impl InferenceApi for Inference {
-    fn authenticate(&self, credentials: Option<&str>) -> Result<(), InferenceError> {
-        identify(&self.app, credentials).map(drop).map_err(Into::into)
-    }
+    type Caller = Caller;
 
     fn generate(
         self: Arc<Self>,
-        credentials: Option<String>,
+        caller: Caller,
         request: InferenceRequest,
     ) -> BoxFuture<'static, Result<InferenceEvents, InferenceError>> {
-        async move {
-            let caller = authenticate(&self.app, credentials.as_deref())?;
-            self.start(caller, request).await.map_err(Into::into)
-        }
-        .boxed()
+        async move { self.start(caller, request).await.map_err(Into::into) }.boxed()
     }
 
     fn tokenize(
         self: Arc<Self>,
-        credentials: Option<String>,
+        _: Caller,
         request: TokenizeText,
     ) -> BoxFuture<'static, Result<Tokenized, InferenceError>> {
-        async move {
-            let _caller = authenticate(&self.app, credentials.as_deref())?;
-            self.encode(request).await.map_err(Into::into)
-        }
-        .boxed()
+        async move { self.encode(request).await.map_err(Into::into) }.boxed()
     }
 
     fn models(
         self: Arc<Self>,
-        credentials: Option<String>,
+        _: Caller,
     ) -> BoxFuture<'static, Result<Vec<ServedModel>, InferenceError>> {
         async move {
-            self.authenticate(credentials.as_deref())?;
             let mut models = std::collections::BTreeMap::new();
             for member in self.app.view.snapshot().values() {
                 let served = self.app.models.served(member).await.ok();

@@ -12,6 +12,7 @@ mod app;
 mod body;
 mod budget;
 mod caller;
+mod calls;
 mod chat;
 mod chat_response;
 mod choices;

@@ -1,17 +1,17 @@
 //! Accepting connections with limits, and draining them.
 
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use oarlock_discovery::View;
-use oarlock_rpc::InferenceLimits;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -19,9 +19,9 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::addresses::Addresses;
 use crate::app::{App, Shared};
 use crate::caller::watch_keys;
+use crate::calls::call_routes;
 use crate::config::GatewayConfig;
 use crate::connection::Protocol;
-use crate::inference::Inference;
 use crate::routes::routes;
 
 /// Rest after an error of `accept`, which is most often a lack of file descriptors.
@@ -29,15 +29,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What a client hears that has too many connections.
 const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\n\
     content-length: 0\r\nconnection: close\r\n\r\n";
+/// The same over HTTP/2: empty settings, then "go away" with the reason "enhance your calm" (RFC 9113,
+/// sections 6.5, 6.8 and 7).
+const TOO_MANY_HTTP2_CONNECTIONS: &[u8] =
+    b"\0\0\0\x04\0\0\0\0\0\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0b";
 /// What connections get to write their last bytes, also when the drain took all of its time.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
-/// Serves the API on `listener` until `shutdown` completes, then drains: `/ready` answers 503 and new
+/// Serves the API on `listeners` until `shutdown` completes, then drains: `/ready` answers 503 and new
 /// requests are refused with 503, while running ones go on for `config.drain_timeout` at most. The
-/// listener stays open until they are done, so that probes see the drain.
+/// listeners stay open until they are done, so that probes see the drain.
 ///
 /// # Errors
-/// The listener's address cannot be read. Errors of single connections end those only.
+/// The listener's address cannot be read, or the gRPC services cannot be built. Errors of single connections end those only.
 pub async fn serve(
     listeners: Listeners,
     view: View,
@@ -50,7 +54,14 @@ pub async fn serve(
     let _watching =
         access.has_file().then(|| AbortOnDropHandle::new(tokio::spawn(watch_keys(access.clone()))));
     let mut server = Server::new(listeners.http, &app);
-    let grpc = listeners.grpc.map(|listener| GrpcServer::start(listener, &app));
+    let _reporting = match listeners.grpc {
+        None => None,
+        Some(listener) => {
+            let (routes, health) = call_routes(&app)?;
+            server.grpc = Some(Port::grpc(listener, routes, &app));
+            Some(AbortOnDropHandle::new(tokio::spawn(health)))
+        }
+    };
     tracing::info!(%address, "serving");
     server.accept_until(shutdown).await;
     tracing::info!("draining");
@@ -64,11 +75,7 @@ pub async fn serve(
             }
         })
         .await;
-    let deadline = Instant::now() + CLOSE_GRACE;
-    if let Some(grpc) = grpc {
-        grpc.close(deadline).await;
-    }
-    server.close(deadline).await;
+    server.close(Instant::now() + CLOSE_GRACE).await;
     tracing::info!("drained");
     Ok(())
 }
@@ -78,45 +85,35 @@ pub async fn serve(
 pub struct Listeners {
     /// For HTTP.
     pub http: TcpListener,
-    /// For the public gRPC API, if it is wanted.
+    /// For the public gRPC API over HTTP/2, if it is wanted. All limits are those of HTTP, and the
+    /// connections of both count together.
     pub grpc: Option<TcpListener>,
 }
 
-/// The public gRPC API on its own port. Its calls are drained with those over HTTP.
-struct GrpcServer {
-    task: JoinHandle<io::Result<()>>,
-    closing: CancellationToken,
-}
-
-impl GrpcServer {
-    fn start(listener: TcpListener, app: &App) -> Self {
-        let closing = CancellationToken::new();
-        let closed = closing.clone().cancelled_owned();
-        let config = &app.config;
-        let limits = InferenceLimits {
-            max_request_bytes: config.max_body_bytes,
-            max_connections: config.max_connections,
-            max_streams: config.max_http2_streams,
-            max_header_bytes: u32::try_from(config.max_header_bytes).unwrap_or(u32::MAX),
-        };
-        let api = Inference::new(Arc::clone(app));
-        let task = tokio::spawn(oarlock_rpc::serve_inference(api, listener, limits, closed));
-        Self { task, closing }
-    }
-
-    async fn close(mut self, deadline: Instant) {
-        self.closing.cancel();
-        match timeout_at(deadline, &mut self.task).await {
-            Err(_) => self.task.abort(),
-            Ok(Ok(Err(error))) => tracing::error!(%error, "the gRPC server failed"),
-            Ok(_) => {}
-        }
-    }
-}
-
-struct Server {
+/// A listener, and how its connections are served.
+struct Port {
     listener: TcpListener,
     protocol: Protocol,
+    /// What a client hears that has too many connections.
+    refusal: &'static [u8],
+}
+
+impl Port {
+    fn http(listener: TcpListener, app: &App) -> Self {
+        let protocol = Protocol::new(routes(App::clone(app)), &app.config);
+        Self { listener, protocol, refusal: TOO_MANY_CONNECTIONS }
+    }
+
+    fn grpc(listener: TcpListener, routes: Router, app: &App) -> Self {
+        let protocol = Protocol::new(routes, &app.config).http2_only();
+        Self { listener, protocol, refusal: TOO_MANY_HTTP2_CONNECTIONS }
+    }
+}
+
+/// Both ports, which share the limits on connections.
+struct Server {
+    http: Port,
+    grpc: Option<Port>,
     permits: Arc<Semaphore>,
     addresses: Addresses,
     connections: JoinSet<()>,
@@ -127,9 +124,9 @@ impl Server {
     fn new(listener: TcpListener, app: &App) -> Self {
         let permits = Arc::new(Semaphore::new(app.config.max_connections.max(1)));
         let addresses = Addresses::new(app.config.max_connections_per_address);
-        let protocol = Protocol::new(routes(App::clone(app)), &app.config);
         let (connections, closing) = (JoinSet::new(), CancellationToken::new());
-        Self { listener, protocol, permits, addresses, connections, closing }
+        let http = Port::http(listener, app);
+        Self { http, grpc: None, permits, addresses, connections, closing }
     }
 
     /// Serves connections until `stop` completes.
@@ -141,30 +138,28 @@ impl Server {
                 () = &mut stop => return,
                 // Finished connections are taken out, so that the set does not grow.
                 Some(_) = self.connections.join_next() => {}
-                accepted = accept(&self.listener, &self.permits) => self.spawn(accepted),
+                accepted = accept(&self.http, self.grpc.as_ref(), &self.permits) => {
+                    let Accepted { stream, address, port, permit } = accepted;
+                    let Some(counted) = self.addresses.count(address.ip()) else {
+                        tracing::debug!(%address, "too many connections from one address");
+                        // As much as can be said without waiting.
+                        let _ = stream.try_write(port.refusal);
+                        continue;
+                    };
+                    let serving = port.protocol.clone().serve(stream, self.closing.clone());
+                    self.connections.spawn(async move {
+                        serving.await;
+                        drop((permit, counted));
+                    });
+                }
             }
         }
     }
 
-    fn spawn(&mut self, accepted: Accepted) {
-        let Accepted { stream, address, permit } = accepted;
-        let Some(counted) = self.addresses.count(address.ip()) else {
-            tracing::debug!(%address, "too many connections from one address");
-            // As much as can be said without waiting.
-            let _ = stream.try_write(TOO_MANY_CONNECTIONS);
-            return;
-        };
-        let serving = self.protocol.clone().serve(stream, self.closing.clone());
-        self.connections.spawn(async move {
-            serving.await;
-            drop((permit, counted));
-        });
-    }
-
     /// Stops accepting, lets connections finish what they write, and ends the rest at `deadline`.
     async fn close(self, deadline: Instant) {
-        let Self { listener, mut connections, closing, .. } = self;
-        drop(listener);
+        let Self { http, grpc, mut connections, closing, .. } = self;
+        drop((http, grpc));
         closing.cancel();
         let all = async { while connections.join_next().await.is_some() {} };
         let in_time = timeout_at(deadline, all).await.is_ok();
@@ -175,19 +170,35 @@ impl Server {
 }
 
 /// A connection that may be served.
-struct Accepted {
+struct Accepted<'a> {
     stream: TcpStream,
     address: SocketAddr,
+    port: &'a Port,
     permit: OwnedSemaphorePermit,
 }
 
-/// The next connection, once there is a permit for it. Dropping the future loses none.
-async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> Accepted {
+/// The next connection on any port, once there is a permit for it: one permit for all ports, so that
+/// none keeps the last one from another while it waits. Dropping the future loses no connection.
+async fn accept<'a>(
+    http: &'a Port,
+    grpc: Option<&'a Port>,
+    permits: &Arc<Semaphore>,
+) -> Accepted<'a> {
     loop {
         let permit =
             Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed");
-        match listener.accept().await {
-            Ok((stream, address)) => return Accepted { stream, address, permit },
+        let on_grpc = async {
+            match grpc {
+                Some(port) => (port, port.listener.accept().await),
+                None => pending().await,
+            }
+        };
+        let (port, accepted) = tokio::select! {
+            accepted = http.listener.accept() => (http, accepted),
+            accepted = on_grpc => accepted,
+        };
+        match accepted {
+            Ok((stream, address)) => return Accepted { stream, address, port, permit },
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
                 sleep(ACCEPT_PAUSE).await;

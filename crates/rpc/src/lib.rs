@@ -48,9 +48,10 @@ pub use convert::ConvertError;
 pub use engine_client::EngineClient;
 pub use engine_server::serve_engine;
 pub use public::{
-    Chat, ChatMessage, GenerateOptions, InferenceApi, InferenceCode, InferenceError,
-    InferenceEvent, InferenceEvents, InferenceLimits, InferencePrompt, InferenceRequest,
-    InferenceToken, ServedModel, StopCause, TokenizeText, Tokenized, serve_inference,
+    CallKind, Chat, ChatMessage, GenerateOptions, InferenceApi, InferenceCode, InferenceError,
+    InferenceEvent, InferenceEvents, InferencePrompt, InferenceRequest, InferenceServices,
+    InferenceToken, ServedModel, StopCause, TokenizeText, Tokenized, body_error, call_timeout,
+    inference_services, refusal,
 };
 pub use worker_client::{PlanSender, WorkerClient};
 pub use worker_server::serve_worker;

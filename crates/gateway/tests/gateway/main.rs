@@ -11,6 +11,10 @@ mod fake_engine;
 #[cfg(test)]
 mod fields;
 #[cfg(test)]
+mod grpc;
+#[cfg(test)]
+mod grpc_client;
+#[cfg(test)]
 mod grpc_keys;
 #[cfg(test)]
 mod infrastructure;

@@ -18,12 +18,12 @@ use crate::fake_engine::{
 };
 use crate::sockets::{Running, hanging, request, start};
 
-const SHORT: Duration = Duration::from_millis(200);
+pub(crate) const SHORT: Duration = Duration::from_millis(200);
 /// Nothing here takes so long unless it is broken.
-const LONG: Duration = Duration::from_secs(20);
+pub(crate) const LONG: Duration = Duration::from_secs(20);
 
 /// Waits for the server to close; what it said before.
-async fn rest(stream: &mut TcpStream) -> String {
+pub(crate) async fn rest(stream: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     let reading = tokio::time::timeout(LONG, stream.read_to_end(&mut answer));
     // Closing with unread bytes is a reset; both are an end.
@@ -32,7 +32,7 @@ async fn rest(stream: &mut TcpStream) -> String {
 }
 
 /// An answer of several hundred kilobytes that then never ends.
-fn endless() -> Script {
+pub(crate) fn endless() -> Script {
     Script { then: Then::Hang, ..script(bytes(&"x".repeat(190))) }
 }
 

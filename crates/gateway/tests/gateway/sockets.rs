@@ -15,21 +15,25 @@ use crate::fake_engine::{Client, Script, Then, bytes, chat_body, client, script}
 pub(crate) struct Running {
     pub(crate) client: Client,
     pub(crate) address: SocketAddr,
-    stop: oneshot::Sender<()>,
-    server: JoinHandle<std::io::Result<()>>,
+    /// Where gRPC is served.
+    pub(crate) grpc: SocketAddr,
+    pub(crate) stop: oneshot::Sender<()>,
+    pub(crate) server: JoinHandle<std::io::Result<()>>,
 }
 
 pub(crate) async fn start(script: Script, config: GatewayConfig) -> Running {
     let client = client(script);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
+    let grpc_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let grpc = grpc_listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let view = client.discovery.view();
-    let server =
-        tokio::spawn(serve(Listeners { http: listener, grpc: None }, view, config, async move {
-            let _ = stopped.await;
-        }));
-    Running { client, address, stop, server }
+    let listeners = Listeners { http: listener, grpc: Some(grpc_listener) };
+    let server = tokio::spawn(serve(listeners, view, config, async move {
+        let _ = stopped.await;
+    }));
+    Running { client, address, grpc, stop, server }
 }
 
 pub(crate) fn request(method: &str, path: &str, body: &str) -> String {
@@ -82,10 +86,10 @@ async fn running_requests_finish_while_new_ones_are_refused() {
     let post = request("POST", "/v1/chat/completions", &body);
     let mut stream = running.open(&post).await;
     running.live(1).await;
-    let Running { client, address, stop, server } = running;
+    let Running { client, address, grpc, stop, server } = running;
     stop.send(()).unwrap();
     let (stop, _) = oneshot::channel();
-    let running = Running { client, address, stop, server };
+    let running = Running { client, address, grpc, stop, server };
     // The server notices on its own time; until then it is ready.
     while !running.exchange(&request("GET", "/ready", "")).await.contains("\"draining\"") {}
     let refused = running.exchange(&post).await;

@@ -9,30 +9,30 @@ use thiserror::Error;
 /// Events of one call. Dropping the stream cancels its generation.
 pub type InferenceEvents = BoxStream<'static, Result<InferenceEvent, InferenceError>>;
 
-/// What a gateway does for gRPC clients. `credentials` are the value of the call's `authorization`
-/// metadata, if it has one.
+/// What a gateway does for gRPC clients.
 pub trait InferenceApi: Send + Sync + 'static {
-    /// Whether a call with these credentials may be made at all.
-    fn authenticate(&self, credentials: Option<&str>) -> Result<(), InferenceError>;
+    /// Who calls. The gateway finds out before anything of the request is read, and puts it into the
+    /// call's extensions.
+    type Caller: Clone + Send + Sync + 'static;
 
     /// Generates.
     fn generate(
         self: Arc<Self>,
-        credentials: Option<String>,
+        caller: Self::Caller,
         request: InferenceRequest,
     ) -> BoxFuture<'static, Result<InferenceEvents, InferenceError>>;
 
     /// Tokenizes.
     fn tokenize(
         self: Arc<Self>,
-        credentials: Option<String>,
+        caller: Self::Caller,
         request: TokenizeText,
     ) -> BoxFuture<'static, Result<Tokenized, InferenceError>>;
 
     /// The models that are served.
     fn models(
         self: Arc<Self>,
-        credentials: Option<String>,
+        caller: Self::Caller,
     ) -> BoxFuture<'static, Result<Vec<ServedModel>, InferenceError>>;
 
     /// Whether requests are computed, now and at each change.
@@ -120,6 +120,10 @@ pub struct ChatMessage {
     pub content: String,
     /// Who exactly.
     pub name: Option<String>,
+    /// Of a tool's message: the id of the call that it answers.
+    pub tool_call_id: Option<String>,
+    /// A JSON array.
+    pub tool_calls_json: Option<String>,
 }
 
 /// Options by the names of the HTTP API; `None` and empty ones have its defaults. Unchecked: the
@@ -151,6 +155,7 @@ pub struct GenerateOptions {
     pub skip_special_tokens: Option<bool>,
     pub truncate_prompt_tokens: Option<i64>,
     pub priority: Option<i64>,
+    pub add_special_tokens: Option<bool>,
 }
 
 /// What happens while a call generates.

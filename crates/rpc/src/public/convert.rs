@@ -85,6 +85,7 @@ impl TryFrom<p::GenerateRequest> for InferenceRequest {
             skip_special_tokens: output.skip_special_tokens,
             truncate_prompt_tokens: request.truncate_prompt_tokens,
             priority: request.priority,
+            add_special_tokens: request.add_special_tokens,
         };
         Ok(Self { model: request.model, prompt, options })
     }
@@ -96,6 +97,8 @@ impl From<p::Conversation> for Chat {
             role: message.role,
             content: message.content,
             name: message.name,
+            tool_call_id: message.tool_call_id,
+            tool_calls_json: message.tool_calls_json,
         };
         Self {
             messages: chat.messages.into_iter().map(message).collect(),

@@ -1,4 +1,4 @@
-//! The public gRPC API, free of protobuf: what a gateway implements, and how it is served.
+//! The public gRPC API, free of protobuf: what a gateway implements, and the services over it.
 
 mod api;
 mod convert;
@@ -9,4 +9,6 @@ pub use api::{
     InferenceEvent, InferenceEvents, InferencePrompt, InferenceRequest, InferenceToken,
     ServedModel, StopCause, TokenizeText, Tokenized,
 };
-pub use server::{InferenceLimits, serve_inference};
+pub use server::{
+    CallKind, InferenceServices, body_error, call_timeout, inference_services, refusal,
+};

@@ -1,21 +1,22 @@
-//! Serves an [`InferenceApi`] over gRPC, with health and reflection, on a TCP port.
+//! An [`InferenceApi`] as gRPC services, with health and reflection, for a gateway to serve.
+//!
+//! Connections, time-outs, keys and the reading of requests are the gateway's: it has them for HTTP
+//! anyway. What is here begins with a call whose caller is known and ends with its answer.
 
-use std::future::Future;
+use std::error::Error;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::metadata::MetadataMap;
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream, StreamExt};
+use tonic::body::Body;
+use tonic::codegen::http;
+use tonic::service::Routes;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Server;
-use tonic::transport::server::{Connected, TcpConnectInfo};
-use tonic::{Request, Response, Status};
+use tonic::{Extensions, Request, Response, Status};
 use tonic_health::ServingStatus;
 
 use super::api::{InferenceApi, InferenceError, InferenceEvents};
@@ -25,74 +26,113 @@ use crate::public_proto::inference_server::{Inference, InferenceServer};
 
 /// The service's name for health checks.
 const SERVICE: &str = "oarlock.v1.Inference";
-/// How often a silent client is asked whether it is still there.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
-/// How long it may take to answer that.
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Rest after an error of `accept`, which is most often a lack of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// What probes ask, without a key.
+const HEALTH_PREFIX: &str = "/grpc.health.v1.Health/";
+/// Both versions of reflection.
+const REFLECTION_PREFIX: &str = "/grpc.reflection.";
+/// Methods that compute.
+const COMPUTING: [&str; 2] = ["/oarlock.v1.Inference/Generate", "/oarlock.v1.Inference/Tokenize"];
+/// Digits of a time-out at most, as gRPC over HTTP/2 has it.
+const MAX_TIMEOUT_DIGITS: usize = 8;
 
-/// Limits of the public gRPC server.
-#[derive(Clone, Copy, Debug)]
-pub struct InferenceLimits {
-    /// Bytes of one request at most.
-    pub max_request_bytes: usize,
-    /// Connections at the same time; further ones wait in the listener's backlog.
-    pub max_connections: usize,
-    /// Calls that one connection may have open.
-    pub max_streams: u32,
-    /// Bytes of metadata of one call at most.
-    pub max_header_bytes: u32,
+/// The services, and what keeps them up to date.
+pub struct InferenceServices {
+    /// The services. Every call but those of [`CallKind::Health`] needs [`InferenceApi::Caller`]
+    /// among its extensions; one without fails.
+    pub routes: Routes,
+    /// Takes what [`InferenceApi::health`] says over into the health service, for as long as it is
+    /// polled.
+    pub health: BoxFuture<'static, ()>,
 }
 
-/// Serves `api` on `listener` until `shutdown` resolves, then lets running calls finish.
+/// What a call is for, by its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallKind {
+    /// A probe of health: for everybody. One short message.
+    Health,
+    /// Reflection: a stream of short messages in each direction.
+    Reflection,
+    /// Looks something up, or is no method at all. One short message.
+    Lookup,
+    /// Computes. One message.
+    Compute,
+}
+
+impl CallKind {
+    /// Of the call with this path, which is compared byte for byte, as the routes do.
+    #[must_use]
+    pub fn of(path: &str) -> Self {
+        if path.starts_with(HEALTH_PREFIX) {
+            Self::Health
+        } else if path.starts_with(REFLECTION_PREFIX) {
+            Self::Reflection
+        } else if COMPUTING.contains(&path) {
+            Self::Compute
+        } else {
+            Self::Lookup
+        }
+    }
+}
+
+/// The services over `api`, which take messages of `max_request_bytes` at most.
 ///
 /// # Errors
-/// The server's transport failed as a whole. Errors of single connections end those only.
-pub async fn serve_inference(
-    api: Arc<dyn InferenceApi>,
-    listener: TcpListener,
-    limits: InferenceLimits,
-    shutdown: impl Future<Output = ()>,
-) -> io::Result<()> {
-    let (health, health_service) = tonic_health::server::health_reporter();
+/// The descriptors for reflection cannot be read, which is a fault of the build.
+pub fn inference_services<A: InferenceApi>(
+    api: Arc<A>,
+    max_request_bytes: usize,
+) -> io::Result<InferenceServices> {
+    let (reporter, health_service) = tonic_health::server::health_reporter();
     let mut is_healthy = Arc::clone(&api).health();
-    let report = async move {
+    let health = async move {
         while let Some(is_up) = is_healthy.next().await {
             let status = if is_up { ServingStatus::Serving } else { ServingStatus::NotServing };
             for service in ["", SERVICE] {
-                health.set_service_status(service, status).await;
+                reporter.set_service_status(service, status).await;
             }
         }
-        std::future::pending::<()>().await;
     };
-    let check = {
-        let api = Arc::clone(&api);
-        move |call: Request<()>| {
-            api.authenticate(credentials(call.metadata()).as_deref()).map_err(status)?;
-            Ok(call)
-        }
-    };
+    let check = |call: Request<()>| caller::<A>(call.extensions()).map(|_| call);
     let inference =
-        InferenceServer::new(Adapter { api }).max_decoding_message_size(limits.max_request_bytes);
-    let server = Server::builder()
-        .max_concurrent_streams(limits.max_streams)
-        .http2_max_header_list_size(limits.max_header_bytes)
-        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
-        .tcp_nodelay(true)
-        .add_service(health_service)
+        InferenceServer::new(Adapter { api }).max_decoding_message_size(max_request_bytes);
+    let routes = Routes::new(health_service)
         // Clients in use speak one or the other version.
-        .add_service(InterceptedService::new(
-            reflection().build_v1().map_err(broken)?,
-            check.clone(),
-        ))
+        .add_service(InterceptedService::new(reflection().build_v1().map_err(broken)?, check))
         .add_service(InterceptedService::new(reflection().build_v1alpha().map_err(broken)?, check))
-        .add_service(inference)
-        .serve_with_incoming_shutdown(incoming(listener, limits.max_connections), shutdown);
-    tokio::select! {
-        served = server => served.map_err(io::Error::other),
-        () = report => Ok(()),
+        .add_service(inference);
+    Ok(InferenceServices { routes, health: health.boxed() })
+}
+
+/// The whole answer to a call that is refused: a head with the error, and no body.
+#[must_use]
+pub fn refusal(error: InferenceError) -> http::Response<Body> {
+    status(error).into_http()
+}
+
+/// An error of a request's body that reaches the client as this one.
+#[must_use]
+pub fn body_error(error: InferenceError) -> Box<dyn Error + Send + Sync> {
+    status(error).into()
+}
+
+/// The time that a client gives its call, from the value of `grpc-timeout`; `None` where it is not
+/// in gRPC's form.
+#[must_use]
+pub fn call_timeout(value: &str) -> Option<Duration> {
+    let unit = value.chars().last()?;
+    let digits = value.strip_suffix(unit)?;
+    if digits.len() > MAX_TIMEOUT_DIGITS || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    match unit {
+        'H' => Some(Duration::from_secs(count * 3600)),
+        'M' => Some(Duration::from_secs(count * 60)),
+        'S' => Some(Duration::from_secs(count)),
+        'm' => Some(Duration::from_millis(count)),
+        'u' => Some(Duration::from_micros(count)),
+        'n' => Some(Duration::from_nanos(count)),
+        _ => None,
     }
 }
 
@@ -106,12 +146,14 @@ fn broken(error: tonic_reflection::server::Error) -> io::Error {
     io::Error::other(error)
 }
 
-fn credentials(metadata: &MetadataMap) -> Option<String> {
-    metadata.get("authorization").and_then(|value| value.to_str().ok()).map(str::to_owned)
+/// Who calls. That it is missing is a fault of the gateway, and lets nobody in.
+fn caller<A: InferenceApi>(extensions: &Extensions) -> Result<A::Caller, Status> {
+    let caller = extensions.get::<A::Caller>().cloned();
+    caller.ok_or_else(|| Status::internal("The server failed on this request"))
 }
 
-struct Adapter {
-    api: Arc<dyn InferenceApi>,
+struct Adapter<A> {
+    api: Arc<A>,
 }
 
 /// Converts events on their way out. Dropped by tonic when the client cancels the call, which drops
@@ -128,18 +170,16 @@ impl Stream for Events {
 }
 
 #[tonic::async_trait]
-impl Inference for Adapter {
+impl<A: InferenceApi> Inference for Adapter<A> {
     type GenerateStream = Events;
 
     async fn generate(
         &self,
         call: Request<p::GenerateRequest>,
     ) -> Result<Response<Events>, Status> {
-        let credentials = credentials(call.metadata());
-        let request = call.into_inner().try_into().map_err(|error: InferenceError| status(error));
-        // Who may not call is not told what is wrong with the call.
-        self.api.authenticate(credentials.as_deref()).map_err(status)?;
-        let events = Arc::clone(&self.api).generate(credentials, request?).await;
+        let caller = caller::<A>(call.extensions())?;
+        let request = call.into_inner().try_into().map_err(status)?;
+        let events = Arc::clone(&self.api).generate(caller, request).await;
         Ok(Response::new(Events(events.map_err(status)?)))
     }
 
@@ -147,10 +187,9 @@ impl Inference for Adapter {
         &self,
         call: Request<p::TokenizeRequest>,
     ) -> Result<Response<p::TokenizeResponse>, Status> {
-        let credentials = credentials(call.metadata());
-        let request = call.into_inner().try_into().map_err(|error: InferenceError| status(error));
-        self.api.authenticate(credentials.as_deref()).map_err(status)?;
-        let tokenized = Arc::clone(&self.api).tokenize(credentials, request?).await;
+        let caller = caller::<A>(call.extensions())?;
+        let request = call.into_inner().try_into().map_err(status)?;
+        let tokenized = Arc::clone(&self.api).tokenize(caller, request).await;
         Ok(Response::new(tokenized.map_err(status)?.into()))
     }
 
@@ -158,70 +197,56 @@ impl Inference for Adapter {
         &self,
         call: Request<p::ListModelsRequest>,
     ) -> Result<Response<p::ListModelsResponse>, Status> {
-        let credentials = credentials(call.metadata());
-        let models = Arc::clone(&self.api).models(credentials).await.map_err(status)?;
+        let caller = caller::<A>(call.extensions())?;
+        let models = Arc::clone(&self.api).models(caller).await.map_err(status)?;
         Ok(Response::new(models.into()))
     }
 }
 
-/// Connections as they come, at most `limit` at the same time.
-fn incoming(
-    listener: TcpListener,
-    limit: usize,
-) -> impl Stream<Item = io::Result<Connection>> + Send {
-    let permits = Arc::new(Semaphore::new(limit.max(1)));
-    futures::stream::unfold((listener, permits), |(listener, permits)| async move {
-        let permit = Arc::clone(&permits).acquire_owned().await.ok()?;
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let connection = Connection { stream, _permit: permit };
-                    return Some((Ok(connection), (listener, permits)));
-                }
-                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-            }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_health_service_is_for_everybody() {
+        for (path, kind) in [
+            ("/grpc.health.v1.Health/Check", CallKind::Health),
+            ("/grpc.health.v1.Health", CallKind::Lookup),
+            ("/grpc.health.v1.Healthy/Check", CallKind::Lookup),
+            ("//grpc.health.v1.Health/Check", CallKind::Lookup),
+            ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", CallKind::Reflection),
+            (
+                "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+                CallKind::Reflection,
+            ),
+            ("/oarlock.v1.Inference/Generate", CallKind::Compute),
+            ("/oarlock.v1.Inference/Tokenize", CallKind::Compute),
+            ("/oarlock.v1.Inference/ListModels", CallKind::Lookup),
+            ("/oarlock.v1.Inference/", CallKind::Lookup),
+            ("", CallKind::Lookup),
+        ] {
+            assert_eq!(CallKind::of(path), kind, "{path}");
         }
-    })
-}
-
-/// A connection that counts while it lives.
-struct Connection {
-    stream: TcpStream,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    #[test]
+    fn time_outs_are_read_in_each_unit() {
+        for (value, expected) in [
+            ("2H", Some(Duration::from_hours(2))),
+            ("3M", Some(Duration::from_mins(3))),
+            ("99999999S", Some(Duration::from_secs(99_999_999))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("1u", Some(Duration::from_micros(1))),
+            ("0n", Some(Duration::ZERO)),
+            ("100000000S", None),
+            ("S", None),
+            ("5", None),
+            ("+5S", None),
+            ("5s", None),
+            ("5é", None),
+            ("", None),
+        ] {
+            assert_eq!(call_timeout(value), expected, "{value}");
+        }
     }
 }
