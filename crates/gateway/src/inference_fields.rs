@@ -93,7 +93,7 @@ pub(crate) fn generate_fields(
     let mut fields = Map::new();
     fields.insert("model".to_owned(), Value::from(model));
     let logprobs = options.logprobs;
-    put_options(&mut fields, options);
+    put_options(&mut fields, options)?;
     match prompt {
         InferencePrompt::Text(text) => {
             put(&mut fields, "prompt", Some(text));
@@ -132,17 +132,33 @@ fn put<T: Into<Value>>(fields: &mut Map<String, Value>, name: &str, value: Optio
     }
 }
 
+/// JSON has no NaN and no infinity: they would become null, and so the default.
+fn put_number(
+    fields: &mut Map<String, Value>,
+    name: &str,
+    value: Option<f64>,
+) -> Result<(), ApiError> {
+    if value.is_some_and(|value| !value.is_finite()) {
+        return Err(ApiError::invalid(name, "it is not a finite number"));
+    }
+    put(fields, name, value);
+    Ok(())
+}
+
 /// Puts what is not at its default.
-fn put_options(fields: &mut Map<String, Value>, options: GenerateOptions) {
-    put(fields, "temperature", options.temperature);
+fn put_options(fields: &mut Map<String, Value>, options: GenerateOptions) -> Result<(), ApiError> {
+    put_number(fields, "temperature", options.temperature)?;
     put(fields, "top_k", options.top_k);
-    put(fields, "top_p", options.top_p);
-    put(fields, "min_p", options.min_p);
+    put_number(fields, "top_p", options.top_p)?;
+    put_number(fields, "min_p", options.min_p)?;
     put(fields, "seed", options.seed);
     put(fields, "n", options.n);
-    put(fields, "repetition_penalty", options.repetition_penalty);
-    put(fields, "presence_penalty", options.presence_penalty);
-    put(fields, "frequency_penalty", options.frequency_penalty);
+    put_number(fields, "repetition_penalty", options.repetition_penalty)?;
+    put_number(fields, "presence_penalty", options.presence_penalty)?;
+    put_number(fields, "frequency_penalty", options.frequency_penalty)?;
+    if options.logit_bias.iter().any(|(_, bias)| !bias.is_finite()) {
+        return Err(ApiError::invalid("logit_bias", "a bias is not a finite number"));
+    }
     if !options.logit_bias.is_empty() {
         let bias = options.logit_bias.iter().map(|(id, bias)| (id.to_string(), json!(bias)));
         fields.insert("logit_bias".to_owned(), Value::Object(bias.collect()));
@@ -163,6 +179,7 @@ fn put_options(fields: &mut Map<String, Value>, options: GenerateOptions) {
     put(fields, "truncate_prompt_tokens", options.truncate_prompt_tokens);
     put(fields, "priority", options.priority);
     put(fields, "add_special_tokens", options.add_special_tokens);
+    Ok(())
 }
 
 /// Puts a conversation.
@@ -205,4 +222,24 @@ fn from_json(name: &str, json: Option<String>) -> Result<Option<Value>, ApiError
     let Some(json) = json else { return Ok(None) };
     let value = serde_json::from_str(&json);
     value.map(Some).map_err(|error| ApiError::invalid(name, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_json_does_not_have_are_refused_by_name() {
+        for (name, options) in [
+            ("temperature", GenerateOptions { temperature: Some(f64::NAN), ..Default::default() }),
+            ("top_p", GenerateOptions { top_p: Some(f64::INFINITY), ..Default::default() }),
+            (
+                "logit_bias",
+                GenerateOptions { logit_bias: vec![(1, f64::NAN)], ..Default::default() },
+            ),
+        ] {
+            let error = put_options(&mut Map::new(), options).unwrap_err();
+            assert!(error.message.contains(name), "{}", error.message);
+        }
+    }
 }

@@ -144,3 +144,25 @@ pub(crate) async fn closed_by_client(stream: &TcpStream, activity: &Activity) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A client whose machine or network is gone sends nothing at all, not even a close: the system
+    /// finds out by probes, and by bytes that nobody acknowledges.
+    #[tokio::test]
+    async fn half_open_connections_are_left_to_the_system() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        set_options(&stream, Duration::from_secs(7)).unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), PROBE_AFTER);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), PROBE_INTERVAL);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(7)));
+    }
+}
