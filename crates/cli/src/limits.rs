@@ -83,26 +83,21 @@ impl LimitArguments {
 
     /// Lets this process open as many files as the system allows: each connection is one, and the
     /// usual limit of 1,024 is a leftover from `select`.
-    pub(crate) fn raise_open_files(&self, has_grpc: bool) {
+    pub(crate) fn raise_open_files(&self) {
         let limit = getrlimit(Resource::Nofile);
         let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
         if let Err(error) = setrlimit(Resource::Nofile, raised) {
             warn!(%error, "the limit on open files cannot be raised");
         }
         let open_files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let needed = self.open_files(has_grpc);
+        // Both ports share the connections.
+        let needed = u64::from(self.max_connections) + OTHER_FILES;
         if open_files < needed {
             warn!(
                 open_files,
                 needed, "fewer files may be open than --max-connections needs: raise `ulimit -Hn`"
             );
         }
-    }
-
-    /// Files that may be open at the same time: HTTP and gRPC each have their own connections.
-    fn open_files(&self, has_grpc: bool) -> u64 {
-        let ports = if has_grpc { 2 } else { 1 };
-        ports * u64::from(self.max_connections) + OTHER_FILES
     }
 }
 
@@ -159,13 +154,6 @@ mod tests {
             (Duration::from_secs(9), Duration::from_secs(10))
         );
         assert_eq!(set.request_timeout, Some(second));
-    }
-
-    #[test]
-    fn connections_of_both_ports_need_files() {
-        let limits = Line::try_parse_from(["test", "--max-connections=1000"]).unwrap().limits;
-        assert_eq!(limits.open_files(false), 1000 + OTHER_FILES);
-        assert_eq!(limits.open_files(true), 2000 + OTHER_FILES);
     }
 
     #[test]

@@ -103,7 +103,7 @@ fn served_name(arguments: &ServeArguments) -> String {
 }
 
 fn gateway_config(arguments: &ServeArguments) -> anyhow::Result<GatewayConfig> {
-    arguments.limits.raise_open_files(arguments.grpc_port.is_some());
+    arguments.limits.raise_open_files();
     let access = match &arguments.keys {
         Some(path) => Access::load(path).context("--keys")?,
         None => Access::default(),
