@@ -63,6 +63,7 @@ impl Scheduler {
     fn check_queues(&self) {
         self.waiting.check_invariants(&self.sequences);
         self.groups.check_invariants(&self.sequences);
+        self.check_queue_bounds();
         assert!(
             self.running.iter().is_sorted_by_key(|entry| entry.0),
             "running sequences are out of order"

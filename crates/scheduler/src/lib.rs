@@ -47,6 +47,7 @@ mod queue;
 mod scheduler;
 mod sequence;
 mod spare;
+mod submit;
 mod tenants;
 mod waiting;
 

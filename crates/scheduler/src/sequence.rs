@@ -27,6 +27,9 @@ pub(crate) struct Sequence {
     /// Neighbours in the list of its tenant's waiting sequences.
     pub(crate) previous_waiting: Option<usize>,
     pub(crate) next_waiting: Option<usize>,
+    /// Tokens that count for it against the bound of the queue; `None` unless it waits for its first
+    /// start.
+    pub(crate) queue_charge: Option<u32>,
     /// Index of its group, if it is a member of one.
     pub(crate) group: Option<usize>,
     /// Neighbours in the list of its group.
@@ -76,6 +79,7 @@ impl Sequence {
             tenant,
             previous_waiting: None,
             next_waiting: None,
+            queue_charge: None,
             group: None,
             previous_sibling: None,
             next_sibling: None,

@@ -37,6 +37,9 @@ pub(crate) struct Class {
     pub(crate) floor: u64,
     /// The first tenant that has a sequence waiting.
     pub(crate) first: Option<usize>,
+    /// Sequences that wait for their first start, and the tokens that count for them.
+    pub(crate) num_queued: u32,
+    pub(crate) queued_tokens: u64,
 }
 
 /// All tenants that have sequences or debts, by an index that stays the same meanwhile.
@@ -75,6 +78,11 @@ impl Tenants {
 
     pub(crate) fn class_mut(&mut self, class: Priority) -> &mut Class {
         &mut self.classes[usize::from(class.0)]
+    }
+
+    /// A tenant that is remembered.
+    pub(crate) fn find(&self, class: Priority, id: TenantId) -> Option<&Tenant> {
+        self.index.get(&(class, id)).map(|&tenant| &self.entries[tenant])
     }
 
     /// Counts a new sequence of a tenant, which may be new itself.

@@ -121,8 +121,9 @@ impl Harness {
         assert!(self.num_quiet <= bound, "nothing gets on");
     }
 
+    /// Plans as far as possible, as an engine does, and commits the oldest plan.
     pub(crate) fn step(&mut self) {
-        self.plan();
+        while self.plan().is_some() {}
         self.commit();
     }
 

@@ -119,7 +119,8 @@ fn generation_ends_where_the_context_does() {
 
 #[test]
 fn what_can_never_run_is_refused() {
-    let mut harness = Harness::new(Limits { max_sequence_tokens: 30, max_queued: 2, ..roomy() });
+    let limits = Limits { max_sequence_tokens: 30, max_queued: 1, max_seqs: 1, ..roomy() };
+    let mut harness = Harness::new(limits);
     let submit =
         |harness: &mut Harness, id, tokens, max| harness.submit(request(id, 0, tokens, max));
     assert_eq!(submit(&mut harness, 1, vec![], 1), Err(Rejected::EmptyPrompt));
@@ -133,7 +134,7 @@ fn what_can_never_run_is_refused() {
     assert_eq!(submit(&mut harness, 2, text(0, 29), 1), Ok(()));
     assert!(matches!(
         submit(&mut harness, 3, text(0, 3), 1),
-        Err(Rejected::QueueFull { limit: 2, .. })
+        Err(Rejected::QueueFull { limit: 1, .. })
     ));
     assert_eq!(harness.scheduler.stats().rejected, 6);
     harness.drain();
