@@ -104,6 +104,7 @@ impl Scheduler {
         };
         let sequence = &mut self.sequences[at];
         sequence.tokens.push(sampled.token);
+        self.promises.update(sequence);
         if sequence.slot().is_none() {
             self.waiting.note_token();
         }

@@ -43,6 +43,7 @@ mod groups;
 mod invariants;
 mod limits;
 mod planner;
+mod promises;
 mod queue;
 mod scheduler;
 mod sequence;

@@ -149,6 +149,7 @@ impl Scheduler {
         let end = start + len;
         let missing = blocks_for(end).saturating_sub(sequence.table.len());
         self.pool.extend(&mut sequence.table, missing)?;
+        self.promises.update(sequence);
         if sequence.table.len() > sequence.num_announced {
             let blocks = self.spare.blocks(&sequence.table.blocks()[sequence.num_announced..]);
             draft.plan.blocks.push(NewBlocks { slot, blocks });

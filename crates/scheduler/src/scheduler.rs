@@ -7,9 +7,11 @@ use oarlock_types::{
     EngineStats, Epoch, Event, EventKind, FinishReason, RequestId, SlotId, StepId, Tick,
 };
 
+use crate::admission::Refused;
 use crate::drain::DrainRate;
 use crate::groups::Groups;
 use crate::limits::Limits;
+use crate::promises::Promises;
 use crate::queue::Queue;
 use crate::sequence::Sequences;
 use crate::spare::{PlanRecord, Spare};
@@ -28,6 +30,9 @@ pub struct Scheduler {
     pub(crate) waiting: Waiting,
     pub(crate) groups: Groups,
     pub(crate) running: Queue,
+    pub(crate) promises: Promises,
+    /// The last sequence for which there were not enough blocks.
+    pub(crate) refused: Option<Refused>,
     pub(crate) free_slots: Vec<SlotId>,
     /// Slots of sequences that are gone, of which the workers have not been told.
     pub(crate) released_slots: Vec<SlotId>,
@@ -63,6 +68,8 @@ impl Scheduler {
             waiting: Waiting::new(),
             groups: Groups::default(),
             running: Queue::with_capacity(max_seqs),
+            promises: Promises::new(),
+            refused: None,
             free_slots: Vec::with_capacity(max_seqs),
             released_slots: Vec::with_capacity(max_seqs),
             in_flight: VecDeque::with_capacity(limits.max_plans_in_flight as usize),
@@ -102,6 +109,7 @@ impl Scheduler {
             sequence.num_sampling = 0;
             sequence.last_step = StepId(0);
             self.pool.release(&mut sequence.table, StepId(0));
+            self.promises.update(sequence);
         }
         // From the last on, so that each goes to the front of its tenant's list.
         for (_, at) in self.running.iter().rev() {
@@ -140,6 +148,7 @@ impl Scheduler {
         self.waiting.tenants.leave(sequence.tenant);
         self.ids.remove(&sequence.request.id);
         self.pool.release(&mut sequence.table, sequence.last_step);
+        self.promises.forget(&mut sequence);
         match reason {
             FinishReason::Stop => self.counters.finished_stop += 1,
             FinishReason::Length => self.counters.finished_length += 1,
