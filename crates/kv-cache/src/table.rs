@@ -55,9 +55,9 @@ impl BlockTable {
         self.blocks.is_empty()
     }
 
-    /// Whether it holds neither blocks nor memory for any.
-    pub fn is_unused(&self) -> bool {
-        self.blocks.capacity() == 0
+    /// Blocks for which it has memory.
+    pub fn capacity(&self) -> usize {
+        self.blocks.capacity()
     }
 
     /// Makes room for `num_blocks` blocks in all, so that none of them allocates later.

@@ -150,11 +150,8 @@ impl Scheduler {
         let sequence = &mut self.sequences[at];
         let max_hit = sequence.max_hit();
         let salt = sequence.request.salt;
-        if !sequence.has_room {
-            if sequence.table.is_unused() {
-                sequence.table = self.spare.table();
-            }
-            sequence.table.reserve(blocks_for(sequence.goal));
+        if sequence.table.capacity() == 0 {
+            sequence.table = self.spare.table(blocks_for(sequence.goal));
         }
         self.pool.acquire(&mut sequence.table, salt, &sequence.tokens, max_hit)
     }
@@ -205,12 +202,11 @@ impl Scheduler {
     /// allocates, and returns a copy of its tokens for the workers.
     fn make_growable(&mut self, at: usize) -> Vec<TokenId> {
         let sequence = &mut self.sequences[at];
-        let len = sequence.goal as usize;
         if !sequence.has_room {
             sequence.has_room = true;
-            sequence.tokens = self.spare.tokens(&sequence.tokens, len);
+            sequence.tokens = self.spare.tokens(&sequence.tokens, sequence.goal as usize);
         }
-        self.spare.tokens(&sequence.tokens, len)
+        self.spare.tokens(&sequence.tokens, 0)
     }
 
     /// Reports and counts a sequence that starts for the first time.

@@ -47,6 +47,7 @@ mod promises;
 mod queue;
 mod scheduler;
 mod sequence;
+mod shelf;
 mod spare;
 mod submit;
 mod tenants;

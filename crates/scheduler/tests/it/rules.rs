@@ -379,3 +379,48 @@ fn results_that_answer_no_plan_are_recognized() {
     assert_eq!(harness.scheduler.check_result(&result), Err(wrong_step));
     harness.drain();
 }
+
+/// A long prompt in chunks has not taken its blocks yet, and others must not start on them.
+#[test]
+fn promised_blocks_are_not_given_to_others() {
+    for max_plans_in_flight in 1..=2 {
+        let limits =
+            Limits { step_tokens: 64, max_chunk_tokens: 16, max_plans_in_flight, ..roomy() };
+        let mut harness = Harness::new(limits);
+        // 57 blocks of 64, and 19 of each of the others; the last one fits beside it.
+        let long: Vec<TokenId> = (0..900).map(|at| TokenId(at * at % 47)).collect();
+        harness.submit(request(1, 0, long, 3)).unwrap();
+        let mut small = request(5, 5, text(3, 40), 2);
+        small.priority = Priority(1);
+        for id in 2..=4 {
+            harness.submit(request(id, id, text(id as u32, 300), 3)).unwrap();
+        }
+        harness.step();
+        harness.submit(small).unwrap();
+        harness.step();
+        assert_eq!([1, 2, 5].map(|id| cached(&harness, id)), [Some(0), None, Some(0)]);
+        harness.drain();
+        assert_eq!(harness.scheduler.stats().preemptions, 0);
+    }
+}
+
+/// One that was refused is not asked about again in each step; but that another one has computed its
+/// prefix meanwhile counts.
+#[test]
+fn a_prefix_that_grows_lets_the_refused_in() {
+    let limits = Limits { num_blocks: 20, step_tokens: 32, max_plans_in_flight: 2, ..roomy() };
+    let mut harness = Harness::new(limits);
+    harness.submit(request(1, 0, text(0, 200), 60)).unwrap();
+    harness.step();
+    harness.submit(request(2, 0, text(0, 200), 5)).unwrap();
+    harness.step();
+    assert_eq!(cached(&harness, 2), None, "it needs 13 blocks, and 7 are not promised");
+    let mut steps = 0;
+    while cached(&harness, 2).is_none() {
+        harness.step();
+        steps += 1;
+        assert!(steps < 12, "nobody looked at the cache again");
+    }
+    assert_eq!((finished(&harness, 1), harness.scheduler.stats().preemptions), (None, 0));
+    harness.drain();
+}
