@@ -50,8 +50,8 @@ impl<T: Reusable> Shelf<T> {
     /// An item with at least this capacity: the smallest that fits, or a new one.
     pub(crate) fn take(&mut self, capacity: usize) -> T {
         let capacity = capacity.max(1).next_power_of_two();
-        let fitting = self.by_capacity[capacity.ilog2() as usize..].iter_mut();
-        match fitting.filter_map(Vec::pop).next() {
+        let mut fitting = self.by_capacity[capacity.ilog2() as usize..].iter_mut();
+        match fitting.find_map(Vec::pop) {
             Some(item) => {
                 self.len -= 1;
                 item
