@@ -408,7 +408,13 @@ fn promised_blocks_are_not_given_to_others() {
 /// prefix meanwhile counts.
 #[test]
 fn a_prefix_that_grows_lets_the_refused_in() {
-    let limits = Limits { num_blocks: 20, step_tokens: 32, max_plans_in_flight: 2, ..roomy() };
+    let limits = Limits {
+        num_blocks: 20,
+        step_tokens: 48,
+        max_chunk_tokens: 32,
+        max_plans_in_flight: 2,
+        ..roomy()
+    };
     let mut harness = Harness::new(limits);
     harness.submit(request(1, 0, text(0, 200), 60)).unwrap();
     harness.step();
