@@ -34,4 +34,4 @@ mod pool;
 mod table;
 
 pub use pool::{BlockPool, OutOfBlocks};
-pub use table::BlockTable;
+pub use table::{BlockTable, PrefixEnd};

@@ -4,7 +4,7 @@ use oarlock_types::{BLOCK_TOKENS, BlockId, CacheSalt, StepId, TokenId};
 
 use crate::index::PrefixIndex;
 use crate::lru::LruList;
-use crate::table::BlockTable;
+use crate::table::{BlockTable, PrefixEnd};
 
 /// There are not enough blocks that nobody holds. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub struct BlockPool {
     pub(crate) quarantine: Vec<Quarantined>,
     /// The last step that has committed.
     committed: StepId,
+    /// Counts what made blocks available, or will.
+    num_releases: u64,
     /// Counts resets, so that tables from before one are told apart.
     pub(crate) life: u64,
 }
@@ -53,6 +55,7 @@ impl BlockPool {
             index: PrefixIndex::new(len),
             quarantine: Vec::with_capacity(len),
             committed: StepId(0),
+            num_releases: 0,
             life: 0,
         };
         pool.fill_free();
@@ -82,6 +85,29 @@ impl BlockPool {
     /// Released blocks that will be available once the plans in flight have committed.
     pub fn num_returning(&self) -> usize {
         self.num_returning
+    }
+
+    /// Counts calls by which blocks became available, or will: as long as it stays the same, there are
+    /// not more of them than before, also not in any set of tables.
+    pub fn num_releases(&self) -> u64 {
+        self.num_releases
+    }
+
+    /// Whether [`BlockPool::acquire`] could give more blocks than when the prefix ended as `end` says;
+    /// one lookup. Also `true` if that end has left the index.
+    pub fn may_be_longer(
+        &self,
+        end: PrefixEnd,
+        salt: CacheSalt,
+        tokens: &[TokenId],
+        max_blocks: usize,
+    ) -> bool {
+        if end.tail.is_some_and(|tail| !self.index.is_current(tail)) {
+            return true;
+        }
+        let next = tokens.chunks_exact(BLOCK_TOKENS).take(max_blocks).nth(end.len);
+        let parent = end.tail.map(|tail| tail.block);
+        next.is_some_and(|chunk| self.index.find(parent, salt, chunk).is_some())
     }
 
     /// How many of `tables`, in their order and `at_least` that many, have to be released until `n`
@@ -212,7 +238,8 @@ impl BlockPool {
     /// Takes back all blocks of a table. `last_step` is the last plan that names any of them: until
     /// it has committed, they are kept from others. A table from before a reset just becomes empty.
     pub fn release(&mut self, table: &mut BlockTable, last_step: StepId) {
-        if table.life == self.life {
+        if table.life == self.life && !table.is_empty() {
+            self.num_releases += 1;
             // The deepest first, so that it is evicted before its parents.
             for at in (0..table.len()).rev() {
                 let block = table.blocks[at];
@@ -234,6 +261,7 @@ impl BlockPool {
         if self.quarantine.is_empty() {
             return;
         }
+        self.num_releases += 1;
         let mut quarantine = std::mem::take(&mut self.quarantine);
         quarantine.retain(|entry| {
             let over = entry.until <= self.committed;
@@ -260,6 +288,7 @@ impl BlockPool {
         self.quarantine.clear();
         self.committed = StepId(0);
         self.life += 1;
+        self.num_releases += 1;
         self.fill_free();
     }
 

@@ -23,7 +23,23 @@ pub struct BlockTable {
     pub(crate) life: u64,
 }
 
+/// Where the cached prefix of a table ended, for [`BlockPool::may_be_longer`].
+///
+/// [`BlockPool::may_be_longer`]: crate::BlockPool::may_be_longer
+#[derive(Clone, Copy, Debug)]
+pub struct PrefixEnd {
+    pub(crate) len: usize,
+    pub(crate) tail: Option<Registration>,
+}
+
 impl BlockTable {
+    /// The end of what is registered of it: right after [`BlockPool::acquire`], of its cached prefix.
+    ///
+    /// [`BlockPool::acquire`]: crate::BlockPool::acquire
+    pub fn prefix_end(&self) -> PrefixEnd {
+        PrefixEnd { len: self.num_registered, tail: self.tail }
+    }
+
     /// The blocks, in order of position.
     pub fn blocks(&self) -> &[BlockId] {
         &self.blocks
@@ -39,9 +55,9 @@ impl BlockTable {
         self.blocks.is_empty()
     }
 
-    /// Whether it holds neither blocks nor memory for any.
-    pub fn is_unused(&self) -> bool {
-        self.blocks.capacity() == 0
+    /// Blocks for which it has memory.
+    pub fn capacity(&self) -> usize {
+        self.blocks.capacity()
     }
 
     /// Makes room for `num_blocks` blocks in all, so that none of them allocates later.

@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "a program for a terminal")]
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use oarlock_scheduler::{Limits, Scheduler};
@@ -17,7 +18,9 @@ const WARM_UP: usize = 200;
 struct Bench {
     scheduler: Scheduler,
     plan: StepPlan,
-    result: StepResult,
+    /// Results of plans in flight, the oldest first, and memory for more.
+    results: VecDeque<StepResult>,
+    spare: Vec<StepResult>,
     events: Vec<Event>,
 }
 
@@ -29,33 +32,55 @@ impl Bench {
             max_queued: 2 * max_seqs,
             step_tokens,
             vocab_size: VOCAB_SIZE,
+            // As the engine has them.
+            max_plans_in_flight: 2,
             ..Limits::default()
         };
         Self {
             scheduler: Scheduler::new(limits, Epoch(1)),
             plan: StepPlan::default(),
-            result: StepResult::default(),
+            results: VecDeque::new(),
+            spare: Vec::new(),
             events: Vec::new(),
         }
     }
 
-    /// Plans, has everything sampled, commits; returns the microseconds of the two calls.
-    fn step(&mut self) -> f64 {
+    /// Plans, and has everything sampled; returns the microseconds of the call.
+    fn plan(&mut self) -> f64 {
         self.events.clear();
         let begin = Instant::now();
         self.scheduler.plan(Tick(0), &mut self.plan, &mut self.events);
-        let planning = begin.elapsed();
+        let elapsed = begin.elapsed();
         let sampled = SampledToken { token: TokenId(5), score: None };
-        self.result.step = self.plan.step;
-        self.result.slots.clear();
-        self.result.slots.extend(self.plan.chunks.iter().map(|chunk| SlotResult {
+        let mut result = self.spare.pop().unwrap_or_default();
+        result.step = self.plan.step;
+        result.slots.clear();
+        result.slots.extend(self.plan.chunks.iter().map(|chunk| SlotResult {
             slot: chunk.slot,
             outcome: Ok(chunk.sample.then(|| sampled.clone())),
             prompt_scores: Vec::new(),
         }));
+        self.results.push_back(result);
+        elapsed.as_secs_f64() * 1e6
+    }
+
+    /// Commits the oldest plan; returns the microseconds of the call.
+    fn commit(&mut self) -> f64 {
+        let result = self.results.pop_front().expect("a plan is in flight");
         let begin = Instant::now();
-        self.scheduler.commit(&self.result, Tick(0), &mut self.events);
-        (planning + begin.elapsed()).as_secs_f64() * 1e6
+        self.scheduler.commit(&result, Tick(0), &mut self.events);
+        let elapsed = begin.elapsed();
+        self.spare.push(result);
+        elapsed.as_secs_f64() * 1e6
+    }
+
+    /// Plans the next step while one is in flight, and commits that one; returns the microseconds of
+    /// the two calls.
+    fn step(&mut self) -> f64 {
+        if self.results.is_empty() {
+            self.plan();
+        }
+        self.plan() + self.commit()
     }
 }
 
@@ -135,7 +160,8 @@ fn decode(num_seqs: u32, num_waiting: u32, num_samples: usize, target_us: f64) {
 fn admit(num_samples: usize, target_us: f64) {
     let mut bench = Bench::new(64, 65_536, 8192);
     bench.scheduler.submit(request(0, tokens(0, 0, 2048, 2048), 1), Tick(0)).expect("room");
-    bench.step();
+    bench.plan();
+    bench.commit();
     let (mut samples, mut whole) = (Vec::new(), Vec::new());
     for number in 0..num_samples as u64 + 50 {
         let mut next = request(16 * (number + 1), tokens(0, number + 1, 2048, 4096), 1);
@@ -143,21 +169,9 @@ fn admit(num_samples: usize, target_us: f64) {
         let begin = Instant::now();
         bench.scheduler.submit(next, Tick(0)).expect("room");
         let submit = begin.elapsed().as_secs_f64() * 1e6;
-        bench.events.clear();
-        let begin = Instant::now();
-        bench.scheduler.plan(Tick(0), &mut bench.plan, &mut bench.events);
-        let plan = begin.elapsed().as_secs_f64() * 1e6;
+        let plan = bench.plan();
         assert_eq!((bench.plan.start.len(), bench.plan.num_tokens()), (1, 2048));
-        bench.result.step = bench.plan.step;
-        bench.result.slots.clear();
-        bench.result.slots.push(SlotResult {
-            slot: bench.plan.chunks[0].slot,
-            outcome: Ok(Some(SampledToken { token: TokenId(5), score: None })),
-            prompt_scores: Vec::new(),
-        });
-        let begin = Instant::now();
-        bench.scheduler.commit(&bench.result, Tick(0), &mut bench.events);
-        let commit = begin.elapsed().as_secs_f64() * 1e6;
+        let commit = bench.commit();
         if number >= 50 {
             samples.push(submit + plan);
             whole.push(submit + plan + commit);
@@ -167,11 +181,42 @@ fn admit(num_samples: usize, target_us: f64) {
     report("the same, with its commit and its end", None, whole);
 }
 
+/// One token for each of so many sequences, while as many slots are free and the first that waits, half
+/// of whose 8,192 tokens are in the cache, lacks blocks.
+fn decode_without_blocks(num_seqs: u32, num_samples: usize) {
+    let len = WARM_UP + num_samples + 8;
+    let blocks_each = (500 + len).div_ceil(16) as u32;
+    let num_blocks = num_seqs * blocks_each + 256;
+    let mut bench = Bench::new(2 * num_seqs, num_blocks, 65_536);
+    bench.scheduler.submit(request(16, tokens(7, 7, 4096, 4096), 1), Tick(0)).expect("room");
+    bench.plan();
+    bench.commit();
+    for id in 0..u64::from(num_seqs) {
+        let mut low = request(100 + id, tokens(100 + id, id, 0, 500), len as u32);
+        low.salt = CacheSalt(100);
+        bench.scheduler.submit(low, Tick(0)).expect("room");
+    }
+    bench.step();
+    assert_eq!(bench.scheduler.stats().num_running, num_seqs);
+    // Nothing else will be free: it needs more than the whole rest.
+    let long = num_blocks * 16 - num_seqs * 512;
+    let waiting = request(32, tokens(7, 8, 4096, long as usize + 64), 5);
+    bench.scheduler.submit(waiting, Tick(0)).expect("room");
+    for _ in 0..WARM_UP {
+        bench.step();
+    }
+    let samples = (0..num_samples).map(|_| bench.step()).collect();
+    let stats = bench.scheduler.stats();
+    assert_eq!((stats.num_running, stats.num_waiting), (num_seqs, 1));
+    report(&format!("{num_seqs} running, free slots, one lacks blocks"), None, samples);
+}
+
 fn main() {
     decode(64, 0, 4000, 12.0);
     decode(1024, 0, 1500, 200.0);
     decode(4096, 0, 500, 900.0);
     decode(64, 64, 4000, 12.0);
     decode(1024, 1024, 1500, 200.0);
+    decode_without_blocks(64, 4000);
     admit(1000, 40.0);
 }

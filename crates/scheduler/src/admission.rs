@@ -1,5 +1,6 @@
 //! Who starts, and who has to make room for it.
 
+use oarlock_kv_cache::PrefixEnd;
 use oarlock_types::{BLOCK_TOKENS, Event, EventKind, Priority, SlotId, SlotStart, StepId, TokenId};
 
 use crate::planner::{Draft, blocks_for};
@@ -14,6 +15,17 @@ enum Room {
     Soon { num_blocks: usize },
     /// Only when others of its class or above are done.
     None,
+}
+
+/// A sequence for which there were not enough blocks, and what would change that. Finding it out again
+/// costs a walk over its whole prefix, and over the tables of lower classes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refused {
+    arrival: u64,
+    /// The end of the prefix that was cached.
+    prefix: PrefixEnd,
+    /// Releases of blocks until then. What others take, or lower classes begin to hold, helps nobody.
+    num_releases: u64,
 }
 
 impl Scheduler {
@@ -35,6 +47,10 @@ impl Scheduler {
                 // It came here complete, from an engine that was lost before it could say so.
                 self.note_start(at, 0, draft.events);
                 self.finish(at, reason, draft.events);
+                continue;
+            }
+            if self.is_still_refused(at) {
+                draft.close(class);
                 continue;
             }
             match self.make_room(at, draft) {
@@ -59,8 +75,24 @@ impl Scheduler {
             || self.running.last().is_some_and(|(last, _)| last.priority > highest)
     }
 
+    /// Whether a sequence was refused before and nothing got better for it since.
+    fn is_still_refused(&self, at: usize) -> bool {
+        let sequence = &self.sequences[at];
+        self.refused.is_some_and(|refused| {
+            refused.arrival == sequence.order.arrival
+                && refused.num_releases == self.pool.num_releases()
+                && !self.pool.may_be_longer(
+                    refused.prefix,
+                    sequence.request.salt,
+                    &sequence.tokens,
+                    sequence.max_hit(),
+                )
+        })
+    }
+
     /// Finds a slot for a waiting sequence, and blocks for all its tokens and the next one; the
-    /// beginning of them is taken from the cache where it is there. What lacks is taken from running
+    /// beginning of them is taken from the cache where it is there. What others of its class or above
+    /// were promised it cannot have. What lacks is taken from running
     /// sequences of lower classes, the lowest first and of equals the latest, and only if that
     /// suffices.
     fn make_room(&mut self, at: usize, draft: &mut Draft<'_>) -> Room {
@@ -72,7 +104,7 @@ impl Scheduler {
         let hit = self.acquire_prefix(at);
         let sequence = &self.sequences[at];
         let needed = blocks_for((sequence.num_tokens() + 1).min(self.limits.sequence_tokens()));
-        let needed = needed - hit;
+        let needed = needed - hit + self.promises.up_to(class);
         let mut gave_way = false;
         if (self.free_slots.is_empty() || needed > self.pool.num_available())
             && let Some(num_victims) = self.num_victims(class, needed)
@@ -87,8 +119,18 @@ impl Scheduler {
         {
             return Room::Now { slot, num_cached: (hit * BLOCK_TOKENS) as u32 };
         }
+        let prefix = self.sequences[at].table.prefix_end();
+        let before = self.pool.num_available();
         self.pool.release(&mut self.sequences[at].table, StepId(0));
-        if gave_way { Room::Soon { num_blocks: needed } } else { Room::None }
+        if gave_way {
+            // Its prefix must not be evicted meanwhile.
+            let num_prefix = self.pool.num_available() - before;
+            return Room::Soon { num_blocks: needed + num_prefix };
+        }
+        let arrival = self.sequences[at].order.arrival;
+        let num_releases = self.pool.num_releases();
+        self.refused = Some(Refused { arrival, prefix, num_releases });
+        Room::None
     }
 
     /// How many running sequences have to give way, from the last on, until there is a slot and
@@ -106,17 +148,10 @@ impl Scheduler {
     /// Takes the cached prefix of a waiting sequence and returns its blocks.
     fn acquire_prefix(&mut self, at: usize) -> usize {
         let sequence = &mut self.sequences[at];
-        // The last token is always computed, since its logits are needed.
-        let max_hit = match sequence.request.prompt_logprobs {
-            Some(_) => 0,
-            None => (sequence.tokens.len() - 1) / BLOCK_TOKENS,
-        };
+        let max_hit = sequence.max_hit();
         let salt = sequence.request.salt;
-        if !sequence.has_room {
-            if sequence.table.is_unused() {
-                sequence.table = self.spare.table();
-            }
-            sequence.table.reserve(blocks_for(sequence.goal));
+        if sequence.table.capacity() == 0 {
+            sequence.table = self.spare.table(blocks_for(sequence.goal));
         }
         self.pool.acquire(&mut sequence.table, salt, &sequence.tokens, max_hit)
     }
@@ -132,6 +167,7 @@ impl Scheduler {
         self.running.remove(order);
         self.pool.release(&mut sequence.table, sequence.last_step);
         sequence.lose_progress();
+        self.promises.update(sequence);
         sequence.num_preemptions += 1;
         self.counters.preemptions += 1;
         self.waiting.push_back(&mut self.sequences, at);
@@ -166,12 +202,11 @@ impl Scheduler {
     /// allocates, and returns a copy of its tokens for the workers.
     fn make_growable(&mut self, at: usize) -> Vec<TokenId> {
         let sequence = &mut self.sequences[at];
-        let len = sequence.goal as usize;
         if !sequence.has_room {
             sequence.has_room = true;
-            sequence.tokens = self.spare.tokens(&sequence.tokens, len);
+            sequence.tokens = self.spare.tokens(&sequence.tokens, sequence.goal as usize);
         }
-        self.spare.tokens(&sequence.tokens, len)
+        self.spare.tokens(&sequence.tokens, 0)
     }
 
     /// Reports and counts a sequence that starts for the first time.

@@ -52,7 +52,7 @@ impl Scheduler {
         if let Err(error) = self.check_result(result) {
             panic!("{error}");
         }
-        self.drain.advance(now, !self.waiting.is_empty());
+        self.advance_drain(now);
         let Some(record) = self.in_flight.pop_front() else { return };
         for (chunk, entry) in record.chunks.iter().zip(&result.slots) {
             self.commit_chunk(chunk, entry, events);
@@ -104,6 +104,7 @@ impl Scheduler {
         };
         let sequence = &mut self.sequences[at];
         sequence.tokens.push(sampled.token);
+        self.promises.update(sequence);
         if sequence.slot().is_none() {
             self.waiting.note_token();
         }

@@ -2,12 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use oarlock_types::{BLOCK_TOKENS, CacheSalt, GroupId, Priority, TenantId};
+use oarlock_types::{BLOCK_TOKENS, CacheSalt, GroupId, Priority, Request, TenantId};
 
 use crate::sequence::Sequences;
 
 /// Whose siblings: a group id alone joins nothing across tenants, classes or salts.
 type Key = (GroupId, TenantId, Priority, CacheSalt);
+
+/// Tokens of a prompt that siblings share: its full blocks without the last token, which is always
+/// computed.
+pub(crate) fn shared_tokens(num_prompt: u32) -> u32 {
+    let block = BLOCK_TOKENS as u32;
+    (num_prompt - 1) / block * block
+}
 
 /// The living members of one group, a list in order of arrival.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +37,15 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
+    /// The group that a request would join as a later member.
+    pub(crate) fn find(&self, sequences: &Sequences, request: &Request) -> Option<usize> {
+        let key = (request.group?, request.tenant, request.priority, request.salt);
+        let group = *self.index.get(&key)?;
+        let first = self.entries[group].as_ref().expect("a group in the index").first;
+        let prompt = &request.tokens[..request.num_prompt as usize];
+        (sequences[first].prompt() == prompt).then_some(group)
+    }
+
     /// Adds a sequence, the latest to arrive, to the group that it names; not if its prompt is
     /// another one than the first member's.
     pub(crate) fn join(&mut self, sequences: &mut Sequences, at: usize) {
@@ -60,10 +76,10 @@ impl Groups {
         sequences[at].group = Some(group);
     }
 
-    /// Takes a sequence that ends out of its group.
-    pub(crate) fn leave(&mut self, sequences: &mut Sequences, at: usize) {
+    /// Takes a sequence that ends out of its group; returns the one that becomes the first by that.
+    pub(crate) fn leave(&mut self, sequences: &mut Sequences, at: usize) -> Option<usize> {
         let sequence = &mut sequences[at];
-        let Some(group) = sequence.group.take() else { return };
+        let group = sequence.group.take()?;
         let (previous, next) = (sequence.previous_sibling.take(), sequence.next_sibling.take());
         if let Some(previous) = previous {
             sequences[previous].next_sibling = next;
@@ -82,6 +98,7 @@ impl Groups {
             (Some(previous), None) => entry.last = previous,
             (Some(_), Some(_)) => {}
         }
+        next.filter(|_| previous.is_none())
     }
 
     /// Whether a waiting sequence waits for the full blocks of its prompt, which the first of its
@@ -93,9 +110,7 @@ impl Groups {
         if first == at || sequence.request.prompt_logprobs.is_some() {
             return false;
         }
-        let num_prompt = sequence.request.num_prompt as usize;
-        let shared = (num_prompt - 1) / BLOCK_TOKENS * BLOCK_TOKENS;
-        (sequences[first].computed as usize) < shared
+        sequences[first].computed < shared_tokens(sequence.request.num_prompt)
     }
 
     /// # Panics

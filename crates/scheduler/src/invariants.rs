@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use oarlock_kv_cache::BlockTable;
-use oarlock_types::{BLOCK_TOKENS, BlockId, SlotId, StepPlan};
+use oarlock_types::{BLOCK_TOKENS, BlockId, RequestId, SlotId, StepPlan};
 
 use crate::planner::blocks_for;
 use crate::scheduler::Scheduler;
@@ -38,6 +38,15 @@ impl Scheduler {
         }
     }
 
+    /// The first running sequence in the order, and numbers of which one changes whenever it gets on;
+    /// `None` if nothing runs or it may have to wait for blocks that are on their way. For tests.
+    pub fn progress_of_first(&self) -> Option<(RequestId, [u32; 3])> {
+        let (_, at) = self.running.iter().next()?;
+        let sequence = &self.sequences[at];
+        let progress = [sequence.attempt, sequence.computed, sequence.num_tokens()];
+        (self.pool.num_returning() == 0).then_some((sequence.request.id, progress))
+    }
+
     /// No sequence runs while one of a higher class waits that could run in its place, unless that
     /// one's blocks, or a token of it, are still on their way.
     fn check_classes(&self) {
@@ -55,7 +64,7 @@ impl Scheduler {
         // As if nothing were cached, so that this does not depend on what the sequence would hit.
         let needed = blocks_for(sequence.num_tokens() + 1).min(self.pool.num_blocks());
         let fits = above().count() < self.limits.max_seqs as usize
-            && held.len() + needed <= self.pool.num_blocks();
+            && held.len() + self.promises.up_to(class) + needed <= self.pool.num_blocks();
         assert!(!fits, "a lower class runs while a sequence that could run waits");
     }
 
@@ -63,6 +72,8 @@ impl Scheduler {
     fn check_queues(&self) {
         self.waiting.check_invariants(&self.sequences);
         self.groups.check_invariants(&self.sequences);
+        self.promises.check_invariants(&self.sequences);
+        self.check_queue_bounds();
         assert!(
             self.running.iter().is_sorted_by_key(|entry| entry.0),
             "running sequences are out of order"

@@ -43,10 +43,13 @@ mod groups;
 mod invariants;
 mod limits;
 mod planner;
+mod promises;
 mod queue;
 mod scheduler;
 mod sequence;
+mod shelf;
 mod spare;
+mod submit;
 mod tenants;
 mod waiting;
 

@@ -9,10 +9,14 @@ pub struct Limits {
     pub num_blocks: u32,
     /// Sequences that run at the same time at most: the workers' slots.
     pub max_seqs: u32,
-    /// Requests that wait at most.
+    /// Requests that wait at most in a class and those above it together, beyond those for which a
+    /// slot is free. Lower classes do not count, so that they keep nobody above out: what waits in all
+    /// is bounded for each class. Preempted requests do not count. A tenant of which nothing waits in
+    /// the class may come while no more than an eighth (and at least one) beyond this wait.
     pub max_queued: u32,
-    /// Tokens of waiting requests at most. A request beyond is still taken if none waits, so that
-    /// every request that fits the cache can be served.
+    /// Tokens of these requests at most, of siblings only what they do not share with the first of
+    /// them. A request beyond is still taken if none waits, so that every request that fits the
+    /// cache can be served, and so is one of a tenant of which nothing waits, as above.
     pub max_queued_tokens: u64,
     /// Tokens computed in one step at most. Below `max_seqs`, sequences late in the order can get no
     /// token in a step.

@@ -66,9 +66,13 @@ impl Scheduler {
         let budget = self.limits.step_tokens;
         let mut draft = Draft { plan, events, record, budget, next: 0, reserved: 0, closed: None };
         self.fill(&mut draft);
+        // Siblings that wait for a prompt have room.
+        let is_full = self.free_slots.is_empty() || draft.budget == 0 || draft.closed.is_some();
         let Draft { plan, record, .. } = draft;
         debug_assert!(plan.num_tokens() <= self.limits.step_tokens as usize, "over the budget");
-        self.drain.advance(now, !self.waiting.is_empty());
+        self.is_backlogged = is_full && !self.waiting.is_empty();
+        self.is_restarting = false;
+        self.advance_drain(now);
         if plan.is_empty() {
             self.spare.put_record(record);
         } else {
@@ -145,6 +149,7 @@ impl Scheduler {
         let end = start + len;
         let missing = blocks_for(end).saturating_sub(sequence.table.len());
         self.pool.extend(&mut sequence.table, missing)?;
+        self.promises.update(sequence);
         if sequence.table.len() > sequence.num_announced {
             let blocks = self.spare.blocks(&sequence.table.blocks()[sequence.num_announced..]);
             draft.plan.blocks.push(NewBlocks { slot, blocks });

@@ -1,18 +1,19 @@
-//! The scheduler's state, and what changes it from outside of steps: submit, cancel, reset.
+//! The scheduler's state, and what changes it from outside of steps: cancel, expire, reset.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use oarlock_kv_cache::BlockPool;
 use oarlock_types::{
-    EngineStats, Epoch, Event, EventKind, FinishReason, Rejected, Request, RequestId, SlotId,
-    StepId, Tick,
+    EngineStats, Epoch, Event, EventKind, FinishReason, RequestId, SlotId, StepId, Tick,
 };
 
+use crate::admission::Refused;
 use crate::drain::DrainRate;
 use crate::groups::Groups;
 use crate::limits::Limits;
-use crate::queue::{Order, Queue};
-use crate::sequence::{Sequence, Sequences};
+use crate::promises::Promises;
+use crate::queue::Queue;
+use crate::sequence::Sequences;
 use crate::spare::{PlanRecord, Spare};
 use crate::waiting::Waiting;
 
@@ -25,19 +26,26 @@ pub struct Scheduler {
     pub(crate) step: StepId,
     pub(crate) pool: BlockPool,
     pub(crate) sequences: Sequences,
-    ids: BTreeMap<RequestId, usize>,
+    pub(crate) ids: BTreeMap<RequestId, usize>,
     pub(crate) waiting: Waiting,
     pub(crate) groups: Groups,
     pub(crate) running: Queue,
+    pub(crate) promises: Promises,
+    /// The last sequence for which there were not enough blocks.
+    pub(crate) refused: Option<Refused>,
     pub(crate) free_slots: Vec<SlotId>,
     /// Slots of sequences that are gone, of which the workers have not been told.
     pub(crate) released_slots: Vec<SlotId>,
     pub(crate) in_flight: VecDeque<PlanRecord>,
     pub(crate) spare: Spare,
     pub(crate) drain: DrainRate,
-    num_arrivals: u64,
+    /// Whether the last plan left something waiting that it had no room for.
+    pub(crate) is_backlogged: bool,
+    /// Whether nothing could be planned since the last reset.
+    pub(crate) is_restarting: bool,
+    pub(crate) num_arrivals: u64,
     /// No deadline is before this.
-    next_deadline: Option<Tick>,
+    pub(crate) next_deadline: Option<Tick>,
     /// Counters only; the load is filled in when asked for.
     pub(crate) counters: EngineStats,
 }
@@ -60,95 +68,21 @@ impl Scheduler {
             waiting: Waiting::new(),
             groups: Groups::default(),
             running: Queue::with_capacity(max_seqs),
+            promises: Promises::new(),
+            refused: None,
             free_slots: Vec::with_capacity(max_seqs),
             released_slots: Vec::with_capacity(max_seqs),
             in_flight: VecDeque::with_capacity(limits.max_plans_in_flight as usize),
             spare: Spare::new(max_seqs),
             drain: DrainRate::default(),
+            is_backlogged: false,
+            is_restarting: false,
             num_arrivals: 0,
             next_deadline: None,
             counters: EngineStats::default(),
         };
         scheduler.free_all_slots();
         scheduler
-    }
-
-    /// Takes a request into the waiting queue.
-    ///
-    /// It is refused as too long if its prompt with one generated token (or without, if none is
-    /// wanted) exceeds [`Scheduler::max_sequence_tokens`]; if only `max_tokens` would, it will
-    /// finish with [`FinishReason::Length`] there.
-    ///
-    /// It is refused for a full queue if [`Limits::max_queued`] or [`Limits::max_queued_tokens`] would
-    /// be exceeded; the answer says when there should be room, by `excess / rate`, where the rate is
-    /// an exponentially weighted mean of what left the queue in each second (see `drain.rs`).
-    ///
-    /// # Panics
-    /// If `num_prompt` exceeds the number of tokens.
-    pub fn submit(&mut self, request: Request, now: Tick) -> Result<(), Rejected> {
-        self.drain.advance(now, !self.waiting.is_empty());
-        let checked = self.check(&request).and_then(|()| self.check_room(&request));
-        if let Err(reason) = checked {
-            let is_full =
-                matches!(reason, Rejected::QueueFull { .. } | Rejected::QueueTokensFull { .. });
-            self.counters.rejected += 1;
-            self.counters.rejected_queue_full += u64::from(is_full);
-            return checked;
-        }
-        let order = Order { priority: request.priority, arrival: self.num_arrivals };
-        self.num_arrivals += 1;
-        if let Some(deadline) = request.deadline {
-            self.next_deadline =
-                Some(self.next_deadline.map_or(deadline, |next| next.min(deadline)));
-        }
-        let goal = request.num_prompt.saturating_add(request.stop.max_tokens);
-        let goal = goal.min(self.max_sequence_tokens());
-        let id = request.id;
-        let tenant = self.waiting.enter(request.priority, request.tenant);
-        let at = self.sequences.insert(Sequence::new(request, order, tenant, goal));
-        self.ids.insert(id, at);
-        self.waiting.push(&mut self.sequences, at);
-        self.groups.join(&mut self.sequences, at);
-        Ok(())
-    }
-
-    fn check(&self, request: &Request) -> Result<(), Rejected> {
-        let num_tokens = request.tokens.len() as u32;
-        assert!(request.num_prompt <= num_tokens, "a prompt longer than the tokens");
-        if request.num_prompt == 0 {
-            return Err(Rejected::EmptyPrompt);
-        }
-        if self.ids.contains_key(&request.id) {
-            return Err(Rejected::DuplicateId);
-        }
-        let limit = self.max_sequence_tokens();
-        let tokens =
-            num_tokens.max(request.num_prompt.saturating_add(request.stop.max_tokens.min(1)));
-        if tokens > limit {
-            return Err(Rejected::TooLong { tokens, limit });
-        }
-        if let Some(&token) = request.tokens.iter().find(|token| token.0 >= self.limits.vocab_size)
-        {
-            return Err(Rejected::UnknownToken { token });
-        }
-        Ok(())
-    }
-
-    /// Whether the queue has room for a request.
-    fn check_room(&self, request: &Request) -> Result<(), Rejected> {
-        let limit = self.limits.max_queued;
-        let num_waiting = self.waiting.len() as u64;
-        if num_waiting >= u64::from(limit) {
-            let retry_after_ms = self.drain.until_requests(num_waiting + 1 - u64::from(limit));
-            return Err(Rejected::QueueFull { limit, retry_after_ms });
-        }
-        let limit = self.limits.max_queued_tokens;
-        let num_tokens = self.waiting.num_tokens().saturating_add(request.tokens.len() as u64);
-        if num_tokens > limit && num_waiting > 0 {
-            let retry_after_ms = self.drain.until_tokens(num_tokens - limit);
-            return Err(Rejected::QueueTokensFull { limit, retry_after_ms });
-        }
-        Ok(())
     }
 
     /// Ends a request, wherever it is; nothing happens if it is not known.
@@ -161,7 +95,8 @@ impl Scheduler {
     /// The group of workers is gone, and with it all slots, the cache and the plans in flight: what
     /// ran waits again, with all its tokens, in its old order. Steps count from 1 again.
     pub fn reset(&mut self, epoch: Epoch, now: Tick) {
-        self.drain.advance(now, !self.waiting.is_empty());
+        self.advance_drain(now);
+        self.is_restarting = true;
         self.epoch = epoch;
         self.step = StepId(0);
         self.pool.reset();
@@ -174,6 +109,7 @@ impl Scheduler {
             sequence.num_sampling = 0;
             sequence.last_step = StepId(0);
             self.pool.release(&mut sequence.table, StepId(0));
+            self.promises.update(sequence);
         }
         // From the last on, so that each goes to the front of its tenant's list.
         for (_, at) in self.running.iter().rev() {
@@ -189,6 +125,13 @@ impl Scheduler {
         self.free_slots.extend((0..self.limits.max_seqs).rev().map(SlotId));
     }
 
+    /// Tells the rate of the queue what time it is. What came since the last plan does not count as
+    /// waiting, since the next one may start it; while a group restarts there is no next one.
+    pub(crate) fn advance_drain(&mut self, now: Tick) {
+        let stays = self.is_backlogged || self.is_restarting;
+        self.drain.advance(now, stays && !self.waiting.is_empty());
+    }
+
     /// Ends a sequence and gives its slot and blocks back.
     pub(crate) fn finish(&mut self, at: usize, reason: FinishReason, events: &mut Vec<Event>) {
         match self.sequences[at].slot() {
@@ -198,14 +141,14 @@ impl Scheduler {
                 self.released_slots.push(slot);
             }
         }
-        self.groups.leave(&mut self.sequences, at);
+        if let Some(next) = self.groups.leave(&mut self.sequences, at) {
+            self.waiting.charge_whole(&mut self.sequences, next);
+        }
         let mut sequence = self.sequences.remove(at);
         self.waiting.tenants.leave(sequence.tenant);
         self.ids.remove(&sequence.request.id);
-        if sequence.cached_tokens.is_none() {
-            self.drain.note(sequence.num_tokens());
-        }
         self.pool.release(&mut sequence.table, sequence.last_step);
+        self.promises.forget(&mut sequence);
         match reason {
             FinishReason::Stop => self.counters.finished_stop += 1,
             FinishReason::Length => self.counters.finished_length += 1,
@@ -227,7 +170,7 @@ impl Scheduler {
     /// Ends sequences whose deadline has come; [`Self::plan`] does it too. For callers that cannot plan
     /// for a while.
     pub fn expire(&mut self, now: Tick, events: &mut Vec<Event>) {
-        self.drain.advance(now, !self.waiting.is_empty());
+        self.advance_drain(now);
         if self.next_deadline.is_none_or(|next| now < next) {
             return;
         }

@@ -1,7 +1,7 @@
 //! One request on its way, and the collection of all of them.
 
 use oarlock_kv_cache::BlockTable;
-use oarlock_types::{FinishReason, Request, SlotId, StepId, TokenId, Usage};
+use oarlock_types::{BLOCK_TOKENS, FinishReason, Request, SlotId, StepId, TokenId, Usage};
 
 use crate::queue::Order;
 
@@ -22,11 +22,16 @@ pub(crate) struct Sequence {
     pub(crate) table: BlockTable,
     pub(crate) order: Order,
     pub(crate) place: Place,
+    /// Blocks that it was promised and has not taken yet.
+    pub(crate) num_promised: usize,
     /// Index of its tenant.
     pub(crate) tenant: usize,
     /// Neighbours in the list of its tenant's waiting sequences.
     pub(crate) previous_waiting: Option<usize>,
     pub(crate) next_waiting: Option<usize>,
+    /// Tokens that count for it against the bound of the queue; `None` unless it waits for its first
+    /// start.
+    pub(crate) queue_charge: Option<u32>,
     /// Index of its group, if it is a member of one.
     pub(crate) group: Option<usize>,
     /// Neighbours in the list of its group.
@@ -73,9 +78,11 @@ impl Sequence {
             table: BlockTable::default(),
             order,
             place: Place::Waiting,
+            num_promised: 0,
             tenant,
             previous_waiting: None,
             next_waiting: None,
+            queue_charge: None,
             group: None,
             previous_sibling: None,
             next_sibling: None,
@@ -118,6 +125,15 @@ impl Sequence {
     /// Tokens known, and sampled by plans in flight.
     pub(crate) fn num_expected(&self) -> u32 {
         self.num_tokens() + self.num_sampling
+    }
+
+    /// Blocks that it may take from the cache: the last token is always computed, since its logits are
+    /// needed.
+    pub(crate) fn max_hit(&self) -> usize {
+        match self.request.prompt_logprobs {
+            Some(_) => 0,
+            None => (self.tokens.len() - 1) / BLOCK_TOKENS,
+        }
     }
 
     /// How many tokens ever go through the model: the last one generated does not.

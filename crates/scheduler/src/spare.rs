@@ -3,6 +3,8 @@
 use oarlock_kv_cache::BlockTable;
 use oarlock_types::{BlockId, SlotId, StepId, StepPlan, TokenId};
 
+use crate::shelf::Shelf;
+
 /// One chunk of a plan in flight.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ChunkRecord {
@@ -29,30 +31,20 @@ pub(crate) struct PlanRecord {
 /// client sent is never kept, so that a burst leaves nothing behind.
 #[derive(Debug)]
 pub(crate) struct Spare {
-    /// Sequences that run at the same time at most.
-    max_seqs: usize,
     /// Tokens of running sequences, with room for all that they generate, and of their starts.
-    token_lists: Vec<Vec<TokenId>>,
-    block_lists: Vec<Vec<BlockId>>,
-    tables: Vec<BlockTable>,
+    token_lists: Shelf<Vec<TokenId>>,
+    block_lists: Shelf<Vec<BlockId>>,
+    tables: Shelf<BlockTable>,
     records: Vec<PlanRecord>,
-}
-
-/// Puts `item` into `list` if that has room; drops it otherwise.
-fn keep<T>(list: &mut Vec<T>, capacity: usize, item: T) {
-    if list.len() < capacity {
-        list.push(item);
-    }
 }
 
 impl Spare {
     /// For `max_seqs` running sequences.
     pub(crate) fn new(max_seqs: usize) -> Self {
         Self {
-            max_seqs,
-            token_lists: Vec::with_capacity(2 * max_seqs),
-            block_lists: Vec::with_capacity(max_seqs),
-            tables: Vec::with_capacity(max_seqs),
+            token_lists: Shelf::new(2 * max_seqs),
+            block_lists: Shelf::new(max_seqs),
+            tables: Shelf::new(max_seqs),
             records: Vec::new(),
         }
     }
@@ -63,29 +55,29 @@ impl Spare {
             self.put_tokens(start.tokens);
         }
         for new in plan.blocks.drain(..) {
-            keep(&mut self.block_lists, self.max_seqs, new.blocks);
+            self.block_lists.put(new.blocks);
         }
         plan.clear();
     }
 
     /// A copy of a sequence's tokens that can grow to `len` tokens.
     pub(crate) fn tokens(&mut self, content: &[TokenId], len: usize) -> Vec<TokenId> {
-        let mut list = self.token_lists.pop().unwrap_or_default();
+        let mut list = self.token_lists.take(len.max(content.len()));
         list.clear();
-        list.reserve(len.max(content.len()));
         list.extend_from_slice(content);
         list
     }
 
     pub(crate) fn blocks(&mut self, content: &[BlockId]) -> Vec<BlockId> {
-        let mut list = self.block_lists.pop().unwrap_or_default();
+        let mut list = self.block_lists.take(content.len());
         list.clear();
         list.extend_from_slice(content);
         list
     }
 
-    pub(crate) fn table(&mut self) -> BlockTable {
-        self.tables.pop().unwrap_or_default()
+    /// A table with memory for so many blocks.
+    pub(crate) fn table(&mut self, num_blocks: usize) -> BlockTable {
+        self.tables.take(num_blocks)
     }
 
     pub(crate) fn record(&mut self) -> PlanRecord {
@@ -94,15 +86,13 @@ impl Spare {
 
     /// Takes back a list of [`Self::tokens`].
     pub(crate) fn put_tokens(&mut self, tokens: Vec<TokenId>) {
-        keep(&mut self.token_lists, 2 * self.max_seqs, tokens);
+        self.token_lists.put(tokens);
     }
 
     /// The table of a sequence that ended.
     pub(crate) fn put_table(&mut self, table: BlockTable) {
         debug_assert!(table.is_empty(), "a table is released before its memory is used again");
-        if !table.is_unused() {
-            keep(&mut self.tables, self.max_seqs, table);
-        }
+        self.tables.put(table);
     }
 
     pub(crate) fn put_record(&mut self, mut record: PlanRecord) {

@@ -37,6 +37,9 @@ pub(crate) struct Class {
     pub(crate) floor: u64,
     /// The first tenant that has a sequence waiting.
     pub(crate) first: Option<usize>,
+    /// Sequences that wait for their first start, and the tokens that count for them.
+    pub(crate) num_queued: u32,
+    pub(crate) queued_tokens: u64,
 }
 
 /// All tenants that have sequences or debts, by an index that stays the same meanwhile.
@@ -44,6 +47,8 @@ pub(crate) struct Class {
 pub(crate) struct Tenants {
     entries: Vec<Tenant>,
     free: Vec<usize>,
+    /// Memory of [`Self::forget_least`].
+    idle: Vec<(u64, usize)>,
     index: BTreeMap<(Priority, TenantId), usize>,
     /// Tenants in the index without a living sequence.
     num_idle: usize,
@@ -55,6 +60,7 @@ impl Tenants {
         Self {
             entries: Vec::new(),
             free: Vec::new(),
+            idle: Vec::with_capacity(MAX_IDLE_TENANTS + 1),
             index: BTreeMap::new(),
             num_idle: 0,
             classes: vec![Class::default(); usize::from(u8::MAX) + 1],
@@ -75,6 +81,11 @@ impl Tenants {
 
     pub(crate) fn class_mut(&mut self, class: Priority) -> &mut Class {
         &mut self.classes[usize::from(class.0)]
+    }
+
+    /// A tenant that is remembered.
+    pub(crate) fn find(&self, class: Priority, id: TenantId) -> Option<&Tenant> {
+        self.index.get(&(class, id)).map(|&tenant| &self.entries[tenant])
     }
 
     /// Counts a new sequence of a tenant, which may be new itself.
@@ -119,10 +130,22 @@ impl Tenants {
         if self.debt(tenant) == 0 {
             self.forget(tenant);
         } else if self.num_idle > MAX_IDLE_TENANTS {
-            let idle = self.index.values().filter(|tenant| self.entries[**tenant].num_live == 0);
-            let least = idle.min_by_key(|tenant| self.debt(**tenant)).copied();
-            self.forget(least.expect("there are idle tenants"));
+            self.forget_least();
         }
+    }
+
+    /// Forgets a quarter of the idle tenants, those with the least debts: all at once, since looking
+    /// for them means looking at everybody.
+    fn forget_least(&mut self) {
+        let mut idle = std::mem::take(&mut self.idle);
+        let tenants = self.index.values().filter(|tenant| self.entries[**tenant].num_live == 0);
+        idle.extend(tenants.map(|&tenant| (self.debt(tenant), tenant)));
+        let num_forgotten = idle.len() - MAX_IDLE_TENANTS / 4 * 3;
+        idle.select_nth_unstable(num_forgotten - 1);
+        for (_, tenant) in idle.drain(..).take(num_forgotten) {
+            self.forget(tenant);
+        }
+        self.idle = idle;
     }
 
     /// Tokens served beyond the floor.
@@ -178,7 +201,8 @@ mod tests {
             tenants.leave(even);
             tenants.check_counts();
         }
-        assert_eq!(tenants.num_idle, MAX_IDLE_TENANTS);
+        assert!(tenants.num_idle <= MAX_IDLE_TENANTS, "too many");
+        assert!(tenants.num_idle >= MAX_IDLE_TENANTS / 4 * 3, "too few");
         // The largest debts stay.
         let last = tenants.enter(class, TenantId(2 * MAX_IDLE_TENANTS as u64 - 1));
         assert_eq!(tenants.get(last).served, 1000 + 2 * MAX_IDLE_TENANTS as u64 - 1);

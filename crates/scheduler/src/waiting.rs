@@ -55,9 +55,34 @@ impl Waiting {
         self.tenants.enter(class, tenant)
     }
 
-    /// Adds a sequence that is new. Its tenant, if nothing of it waits yet, is lifted to the least
+    /// Sequences of a class and above that wait for their first start, and the tokens that count for
+    /// them.
+    pub(crate) fn queued_up_to(&self, class: Priority) -> (u64, u64) {
+        let classes = self.classes().take_while(|other| *other <= class);
+        classes.map(|other| self.tenants.class(other)).fold((0, 0), |(count, tokens), class| {
+            (count + u64::from(class.num_queued), tokens + class.queued_tokens)
+        })
+    }
+
+    /// Notes that nothing is shared any more with a sequence that comes before this one: all of its
+    /// tokens count, if it waits for its first start.
+    pub(crate) fn charge_whole(&mut self, sequences: &mut Sequences, at: usize) {
+        let sequence = &mut sequences[at];
+        let num_tokens = sequence.num_tokens();
+        if let Some(charge) = &mut sequence.queue_charge {
+            let class = self.tenants.class_mut(sequence.order.priority);
+            class.queued_tokens += u64::from(num_tokens - *charge);
+            *charge = num_tokens;
+        }
+    }
+
+    /// Adds a sequence that is new, and for which `charge` tokens count. Its tenant, if nothing of it waits yet, is lifted to the least
     /// counter among those of its class that wait.
-    pub(crate) fn push(&mut self, sequences: &mut Sequences, at: usize) {
+    pub(crate) fn push(&mut self, sequences: &mut Sequences, at: usize, charge: u32) {
+        sequences[at].queue_charge = Some(charge);
+        let class = self.tenants.class_mut(sequences[at].order.priority);
+        class.num_queued += 1;
+        class.queued_tokens += u64::from(charge);
         let tenant = sequences[at].tenant;
         let entry = self.tenants.get(tenant);
         if entry.first.is_none() {
@@ -107,6 +132,11 @@ impl Waiting {
     pub(crate) fn remove(&mut self, sequences: &mut Sequences, at: usize) {
         let sequence = &mut sequences[at];
         let (previous, next) = (sequence.previous_waiting.take(), sequence.next_waiting.take());
+        if let Some(charge) = sequence.queue_charge.take() {
+            let class = self.tenants.class_mut(sequence.order.priority);
+            class.num_queued -= 1;
+            class.queued_tokens -= u64::from(charge);
+        }
         let tenant = sequence.tenant;
         self.len -= 1;
         self.num_tokens -= u64::from(sequence.num_tokens());
@@ -238,6 +268,8 @@ impl Waiting {
             for &at in &of_tenant {
                 assert!(sequences[at].slot().is_none(), "a running sequence is in a list");
                 assert_eq!(sequences[at].tenant, tenant, "a sequence is in another's list");
+                let is_new = sequences[at].cached_tokens.is_none();
+                assert_eq!(sequences[at].queue_charge.is_some(), is_new, "only new ones count");
                 num_tokens += u64::from(sequences[at].num_tokens());
             }
             len += of_tenant.len();
@@ -250,6 +282,16 @@ impl Waiting {
             );
         }
         assert_eq!((len, num_tokens), (self.len, self.num_tokens), "sequences and tokens waiting");
+        let mut charges = [(0_u32, 0_u64); 256];
+        for (_, sequence) in sequences.iter() {
+            let of_class = &mut charges[usize::from(sequence.order.priority.0)];
+            of_class.0 += u32::from(sequence.queue_charge.is_some());
+            of_class.1 += u64::from(sequence.queue_charge.unwrap_or(0));
+        }
+        for (class, charges) in (0..=u8::MAX).map(Priority).zip(charges) {
+            let known = self.tenants.class(class);
+            assert_eq!(charges, (known.num_queued, known.queued_tokens), "what counts of a class");
+        }
         let occupied = (0..=u8::MAX).map(Priority);
         let occupied = occupied.filter(|class| self.tenants.class(*class).first.is_some());
         assert!(occupied.eq(self.classes()), "classes that wait");

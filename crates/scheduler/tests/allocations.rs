@@ -45,11 +45,11 @@ impl Bench {
         }
     }
 
-    fn submit(&mut self, max_tokens: u32) {
+    fn submit(&mut self, num_prompt: u64, max_tokens: u32) {
         let number = self.num_submitted;
         self.num_submitted += 1;
         let tokens: Vec<TokenId> =
-            (0..100).map(|at| TokenId((number / 2 * 37 + at) as u32 % 1000)).collect();
+            (0..num_prompt).map(|at| TokenId((number / 2 * 37 + at) as u32 % 1000)).collect();
         let request = Request {
             id: RequestId(number),
             num_prompt: tokens.len() as u32,
@@ -106,7 +106,7 @@ impl Bench {
 fn warm_decode_steps_allocate_nothing() {
     let mut bench = Bench::new(4096);
     for _ in 0..MAX_SEQS {
-        bench.submit(700);
+        bench.submit(100, 700);
     }
     for _ in 0..60 {
         bench.step();
@@ -130,7 +130,11 @@ fn sequences_come_and_go_and_are_preempted_without_allocating() {
     let warm = |bench: &mut Bench, num_steps: u32| {
         for _ in 0..num_steps {
             while bench.scheduler.stats().num_waiting < 100 {
-                bench.submit(40);
+                // Short and long ones, in all combinations; pairs have the same prompt.
+                let pair = bench.num_submitted / 2;
+                let num_prompt = [100, 7, 350, 100, 60, 33, 1, 180, 90][(pair % 9) as usize];
+                let max_tokens = [40, 3, 17, 90, 1, 60, 25][(bench.num_submitted % 7) as usize];
+                bench.submit(num_prompt, max_tokens);
             }
             bench.step();
         }

@@ -176,3 +176,29 @@ fn the_lower_class_gets_on_when_the_higher_one_is_done() {
     let watches = &harness.clients.watches;
     assert!((1..40).all(|id| watches[&RequestId(id)].finished.is_some()));
 }
+
+/// What was taken for a higher class is reserved for it together with the prefix that it has in the
+/// cache.
+#[test]
+fn a_prefix_that_waits_for_the_rest_is_not_evicted() {
+    let limits = Limits { num_blocks: 10, max_plans_in_flight: 2, ..roomy() };
+    let mut harness = Harness::new(limits);
+    harness.submit(classed(4, 1, 65, 1)).unwrap();
+    harness.drain();
+    // Four blocks are cached, and three are of each of these. The first needs one more in its third
+    // step.
+    harness.submit(classed(1, 9, 47, 30)).unwrap();
+    harness.submit(classed(3, 9, 40, 30)).unwrap();
+    harness.plan();
+    harness.plan();
+    harness.commit();
+    let mut again = classed(4, 1, 65, 2);
+    again.id = RequestId(5);
+    harness.submit(again).unwrap();
+    let plan = harness.plan().expect("work to do").clone();
+    assert_eq!((plan.release.len(), plan.start.len(), plan.blocks), (1, 0, vec![]));
+    while harness.commit() {}
+    harness.plan();
+    assert_eq!(harness.clients.watches[&RequestId(5)].cached_tokens, Some(64));
+    harness.drain();
+}

@@ -25,6 +25,9 @@ pub(crate) struct Harness {
     pub(crate) plans: Vec<StepPlan>,
     /// Commits since something was last generated, ended or changed from outside.
     num_quiet: u32,
+    /// The first running sequence and its progress, and commits since one of them changed.
+    first: Option<(RequestId, [u32; 3])>,
+    num_stalled: u32,
 }
 
 /// Room for everything: 64 blocks, 8 slots, 512 tokens a step.
@@ -54,6 +57,8 @@ impl Harness {
             events: Vec::new(),
             plans: Vec::new(),
             num_quiet: 0,
+            first: None,
+            num_stalled: 0,
         }
     }
 
@@ -99,12 +104,22 @@ impl Harness {
         let Some(result) = self.results.pop_front() else { return false };
         self.scheduler.commit(&result, self.now, &mut self.events);
         self.worker.committed();
+        self.check_first();
         self.check_progress();
         self.settle();
         true
     }
 
-    /// The first in the order always gets on: it computes at least a token with every plan, unless it
+    /// The first in the order gets on with each plan, unless it waits for blocks.
+    fn check_first(&mut self) {
+        let first = self.scheduler.progress_of_first();
+        let stalls = first.is_some() && first == self.first;
+        self.num_stalled = if stalls { self.num_stalled + 1 } else { 0 };
+        self.first = first;
+        assert!(self.num_stalled <= self.limits.max_plans_in_flight + 2, "{first:?} stands still");
+    }
+
+    /// And so all do in the end: the first in the order computes at least a token with every plan, unless it
     /// waits for blocks, and generates one when all are computed. Another one can take its place as
     /// first only if that arrived earlier, which each of those that live does once at most.
     fn check_progress(&mut self) {
@@ -121,8 +136,9 @@ impl Harness {
         assert!(self.num_quiet <= bound, "nothing gets on");
     }
 
+    /// Plans as far as possible, as an engine does, and commits the oldest plan.
     pub(crate) fn step(&mut self) {
-        self.plan();
+        while self.plan().is_some() {}
         self.commit();
     }
 

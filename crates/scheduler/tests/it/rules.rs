@@ -119,7 +119,8 @@ fn generation_ends_where_the_context_does() {
 
 #[test]
 fn what_can_never_run_is_refused() {
-    let mut harness = Harness::new(Limits { max_sequence_tokens: 30, max_queued: 2, ..roomy() });
+    let limits = Limits { max_sequence_tokens: 30, max_queued: 1, max_seqs: 1, ..roomy() };
+    let mut harness = Harness::new(limits);
     let submit =
         |harness: &mut Harness, id, tokens, max| harness.submit(request(id, 0, tokens, max));
     assert_eq!(submit(&mut harness, 1, vec![], 1), Err(Rejected::EmptyPrompt));
@@ -133,7 +134,7 @@ fn what_can_never_run_is_refused() {
     assert_eq!(submit(&mut harness, 2, text(0, 29), 1), Ok(()));
     assert!(matches!(
         submit(&mut harness, 3, text(0, 3), 1),
-        Err(Rejected::QueueFull { limit: 2, .. })
+        Err(Rejected::QueueFull { limit: 1, .. })
     ));
     assert_eq!(harness.scheduler.stats().rejected, 6);
     harness.drain();
@@ -376,5 +377,56 @@ fn results_that_answer_no_plan_are_recognized() {
     result.step = StepId(2);
     let wrong_step = ResultError::WrongStep { want: StepId(1), got: StepId(2) };
     assert_eq!(harness.scheduler.check_result(&result), Err(wrong_step));
+    harness.drain();
+}
+
+/// A long prompt in chunks has not taken its blocks yet, and others must not start on them.
+#[test]
+fn promised_blocks_are_not_given_to_others() {
+    for max_plans_in_flight in 1..=2 {
+        let limits =
+            Limits { step_tokens: 64, max_chunk_tokens: 16, max_plans_in_flight, ..roomy() };
+        let mut harness = Harness::new(limits);
+        // 57 blocks of 64, and 19 of each of the others; the last one fits beside it.
+        let long: Vec<TokenId> = (0..900).map(|at| TokenId(at * at % 47)).collect();
+        harness.submit(request(1, 0, long, 3)).unwrap();
+        let mut small = request(5, 5, text(3, 40), 2);
+        small.priority = Priority(1);
+        for id in 2..=4 {
+            harness.submit(request(id, id, text(id as u32, 300), 3)).unwrap();
+        }
+        harness.step();
+        harness.submit(small).unwrap();
+        harness.step();
+        assert_eq!([1, 2, 5].map(|id| cached(&harness, id)), [Some(0), None, Some(0)]);
+        harness.drain();
+        assert_eq!(harness.scheduler.stats().preemptions, 0);
+    }
+}
+
+/// One that was refused is not asked about again in each step; but that another one has computed its
+/// prefix meanwhile counts.
+#[test]
+fn a_prefix_that_grows_lets_the_refused_in() {
+    let limits = Limits {
+        num_blocks: 20,
+        step_tokens: 48,
+        max_chunk_tokens: 32,
+        max_plans_in_flight: 2,
+        ..roomy()
+    };
+    let mut harness = Harness::new(limits);
+    harness.submit(request(1, 0, text(0, 200), 60)).unwrap();
+    harness.step();
+    harness.submit(request(2, 0, text(0, 200), 5)).unwrap();
+    harness.step();
+    assert_eq!(cached(&harness, 2), None, "it needs 13 blocks, and 7 are not promised");
+    let mut steps = 0;
+    while cached(&harness, 2).is_none() {
+        harness.step();
+        steps += 1;
+        assert!(steps < 12, "nobody looked at the cache again");
+    }
+    assert_eq!((finished(&harness, 1), harness.scheduler.stats().preemptions), (None, 0));
     harness.drain();
 }
