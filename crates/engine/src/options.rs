@@ -16,9 +16,10 @@ pub struct EngineOptions {
     pub worker: WorkerCommand,
     /// Sequences that run at the same time at most.
     pub max_seqs: u32,
-    /// Sequences that wait at most.
+    /// Sequences that wait at most in a priority class and above, beyond those that a free slot waits
+    /// for (`oarlock_scheduler::Limits::max_queued`).
     pub max_queued: u32,
-    /// Tokens of waiting sequences at most; one that finds the queue empty may have more.
+    /// Tokens of these at most; one that finds none of them may have more.
     pub max_queued_tokens: u64,
     /// Tokens of KV cache.
     pub kv_cache_tokens: u32,

@@ -22,6 +22,44 @@ fn filled(pool: &mut BlockPool, salt: CacheSalt, tokens: &[TokenId]) -> BlockTab
 }
 
 #[test]
+fn what_can_get_better_for_a_waiting_table_is_seen() {
+    let mut pool = BlockPool::new(8);
+    let prompt = tokens(0, 64);
+    let mut short = filled(&mut pool, SALT, &prompt[..32]);
+    let mut waiting = BlockTable::default();
+    assert_eq!(pool.acquire(&mut waiting, SALT, &prompt, 3), 2);
+    let end = waiting.prefix_end();
+    pool.release(&mut waiting, NOW);
+    let (before, longer) =
+        (pool.num_releases(), |pool: &BlockPool| pool.may_be_longer(end, SALT, &prompt, 3));
+    assert!(!longer(&pool));
+    // Taking blocks and putting others into the index helps nobody.
+    let mut other = filled(&mut pool, CacheSalt(2), &prompt);
+    assert!(!longer(&pool));
+    assert_eq!(pool.num_releases(), before);
+    // Blocks come back later, and then once more.
+    pool.release(&mut other, StepId(1));
+    let releasing = pool.num_releases();
+    assert!(releasing > before);
+    pool.committed(StepId(1));
+    assert!(pool.num_releases() > releasing);
+    // Somebody else has computed the next block.
+    let mut long = filled(&mut pool, SALT, &prompt[..48]);
+    assert!(longer(&pool));
+    assert!(!pool.may_be_longer(end, SALT, &prompt, 2), "not beyond the most that may be taken");
+    assert!(!pool.may_be_longer(end, SALT, &prompt[..47], 3), "not beyond the full blocks");
+    // The end itself has left the index.
+    pool.release(&mut short, NOW);
+    pool.release(&mut long, NOW);
+    let mut all = BlockTable::default();
+    pool.acquire(&mut all, SALT, &[], 0);
+    pool.extend(&mut all, 8).expect("nobody holds a block");
+    assert!(longer(&pool));
+    pool.release(&mut all, NOW);
+    pool.check_invariants(std::iter::empty());
+}
+
+#[test]
 fn a_released_prefix_is_found_again() {
     let mut pool = BlockPool::new(8);
     let prompt = tokens(0, 40);
