@@ -1,7 +1,9 @@
 //! The completion API's options against naive implementations, on the tiny model: what an option means
 //! is computed here from the answers of requests without it.
 
-use oarlock_testkit::{Server, ServerOptions, TinyModel};
+use std::time::Duration;
+
+use oarlock_testkit::{Server, ServerOptions, Signal, TinyModel, send_signal, wait_until};
 use serde_json::{Value, json};
 
 /// A request with further fields.
@@ -197,7 +199,17 @@ fn urgent_requests_go_first(server: &Server) {
     streamed["stream"] = json!(true);
     let mut stream = server.stream("/v1/completions", &streamed);
     let mut events = vec![stream.next().expect("an event").expect("it begins")];
-    let urgent = complete(server, &json!({"max_tokens": 2, "logprobs": null}));
+    // The long one cannot end before the urgent one has come.
+    let worker = server.worker_pids()[0];
+    send_signal(worker, Signal::STOP);
+    let urgent = std::thread::scope(|scope| {
+        let urgent = scope.spawn(|| complete(server, &json!({"max_tokens": 2, "logprobs": null})));
+        wait_until("the urgent one waits", Duration::from_secs(10), || {
+            server.metric("oarlock_num_requests_waiting") >= 1.0
+        });
+        send_signal(worker, Signal::CONT);
+        urgent.join().unwrap()
+    });
     assert_eq!(ids(&urgent["choices"][0]), ids(&alone["choices"][0])[..2]);
     assert_eq!(server.metric("oarlock_num_preemptions_total"), preemptions + 1.0);
     events.extend(stream.map(|event| event.expect("it goes on")));
