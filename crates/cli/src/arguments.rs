@@ -116,11 +116,12 @@ pub(crate) struct ServeArguments {
     /// Sequences that run at the same time at most.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) max_seqs: u32,
-    /// Sequences that wait at most; more are answered 429.
+    /// Sequences that wait for their first start at most, beyond free places, in each priority class
+    /// with those above it; more are answered 429. A tenant that has none waiting may exceed it by 1/8.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_queued: u32,
-    /// Tokens of waiting sequences at most; more are answered 429. A sequence that finds the queue
-    /// empty is always taken.
+    /// Tokens of waiting sequences at most, counted in the same way; more are answered 429. A sequence
+    /// that finds the queue empty is always taken.
     #[arg(long, value_name = "N", default_value_t = 1_048_576, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) max_queued_tokens: u64,
     /// Tokens that the KV cache holds, over all sequences.
