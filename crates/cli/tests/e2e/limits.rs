@@ -80,6 +80,50 @@ fn limits_have_flags() {
     assert_eq!(blocks, 0.0, "a refused request leaves nothing behind");
 }
 
+/// Queues are full in requests and in tokens.
+fn full_queues(server: &Server) {
+    // More sequences than could ever be taken are the client's error, not the queue's.
+    let many = json!({"model": "tiny", "prompt": ["a", "b", "c", "d", "e"], "max_tokens": 1});
+    let response = server.post("/v1/completions", &many);
+    assert_eq!(response.status, 400, "{}", response.text());
+    // With the worker stopped, what runs goes on running. One runs, three wait: no place for a fifth.
+    let worker = server.worker_pids()[0];
+    let stream = |prompts: Value| {
+        let body = json!({"model": "tiny", "prompt": prompts, "max_tokens": 400, "ignore_eos": true,
+            "stream": true});
+        server.stream("/v1/completions", &body)
+    };
+    let mut running = stream(json!("a"));
+    running.next().expect("an event").expect("it runs");
+    send_signal(worker, Signal::STOP);
+    let one = |prompt: &str| json!({"model": "tiny", "prompt": prompt, "max_tokens": 1});
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| drop(stream(json!(["b", "c", "d"])).next()));
+        wait_until("three wait", Duration::from_secs(10), || {
+            server.metric("oarlock_num_requests_waiting") == 3.0
+        });
+        refused_for_now(server, &one("e"), "3 requests");
+        drop(running);
+        send_signal(worker, Signal::CONT);
+        waiting.join().unwrap();
+    });
+    // One runs, one of forty tokens waits: no room for another of forty.
+    let mut running = stream(json!("a"));
+    running.next().expect("an event").expect("it runs");
+    send_signal(worker, Signal::STOP);
+    let long = "x".repeat(40);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| server.post("/v1/completions", &one(&long)).status);
+        wait_until("forty tokens wait", Duration::from_secs(10), || {
+            server.metric("oarlock_num_tokens_waiting") == 40.0
+        });
+        refused_for_now(server, &one(&long), "64 tokens");
+        drop(running);
+        send_signal(worker, Signal::CONT);
+        assert_eq!(waiting.join().unwrap(), 200);
+    });
+}
+
 #[test]
 fn conversations_and_queues_have_limits_with_flags() {
     let folder = tempfile::tempdir().unwrap();
@@ -118,46 +162,7 @@ fn conversations_and_queues_have_limits_with_flags() {
         assert_eq!(response.status, 400, "{}", response.text());
         assert_eq!(response.json()["error"]["param"], name);
     }
-    // More sequences than could ever be taken are the client's error, not the queue's.
-    let many = json!({"model": "tiny", "prompt": ["a", "b", "c", "d", "e"], "max_tokens": 1});
-    let response = server.post("/v1/completions", &many);
-    assert_eq!(response.status, 400, "{}", response.text());
-    // With the worker stopped, what runs goes on running. One runs, three wait: no place for a fifth.
-    let worker = server.worker_pids()[0];
-    let stream = |prompts: Value| {
-        let body = json!({"model": "tiny", "prompt": prompts, "max_tokens": 400, "ignore_eos": true,
-            "stream": true});
-        server.stream("/v1/completions", &body)
-    };
-    let mut running = stream(json!("a"));
-    running.next().expect("an event").expect("it runs");
-    send_signal(worker, Signal::STOP);
-    let one = |prompt: &str| json!({"model": "tiny", "prompt": prompt, "max_tokens": 1});
-    std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| drop(stream(json!(["b", "c", "d"])).next()));
-        wait_until("three wait", Duration::from_secs(10), || {
-            server.metric("oarlock_num_requests_waiting") == 3.0
-        });
-        refused_for_now(&server, &one("e"), "3 requests");
-        drop(running);
-        send_signal(worker, Signal::CONT);
-        waiting.join().unwrap();
-    });
-    // One runs, one of forty tokens waits: no room for another of forty.
-    let mut running = stream(json!("a"));
-    running.next().expect("an event").expect("it runs");
-    send_signal(worker, Signal::STOP);
-    let long = "x".repeat(40);
-    std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| server.post("/v1/completions", &one(&long)).status);
-        wait_until("forty tokens wait", Duration::from_secs(10), || {
-            server.metric("oarlock_num_tokens_waiting") == 40.0
-        });
-        refused_for_now(&server, &one(&long), "64 tokens");
-        drop(running);
-        send_signal(worker, Signal::CONT);
-        assert_eq!(waiting.join().unwrap(), 200);
-    });
+    full_queues(&server);
     wait_until("everything is given back", Duration::from_secs(10), || {
         let metrics = server.metrics();
         [
