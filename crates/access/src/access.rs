@@ -11,6 +11,9 @@ use crate::file::{KeysFile, Signature};
 use crate::keyring::{Denied, Key, Keyring};
 use crate::meter::{OverQuota, Permit};
 
+/// Classes that a client reaches above and below the usual one.
+const CLASSES_EACH_WAY: i64 = 8;
+
 /// Decides who may ask. Cloning gives another handle to the same.
 ///
 /// Without a file, and with one that has never had a key, everybody may. From the first key that was
@@ -176,15 +179,16 @@ impl Caller {
     /// The scheduling class of a request for which its client asked for priority `asked`, in vLLM's
     /// sense: lower is more urgent and 0 is ordinary.
     ///
-    /// The number is added to the class of the key (100 without keys) and cut to what a class can
-    /// be, 0 to 255. With a key it can only make a request less urgent; negative numbers then count as
-    /// 0. Without keys -100 is the most urgent and 155 the least.
+    /// The number is cut to -8..=8 and added to the class of the key (100 without keys). With a key it
+    /// can only make a request less urgent; negative numbers then count as 0. It is cut since the
+    /// engine's queue is bounded for each class: a client must not reach many of them.
     pub fn priority(&self, asked: Option<i64>) -> Priority {
         let (base, most_urgent) = match &self.key {
             Some(key) => (key.priority.0, key.priority.0),
             None => (Priority::default().0, 0),
         };
-        let class = i64::from(base).saturating_add(asked.unwrap_or(0));
+        let asked = asked.unwrap_or(0).clamp(-CLASSES_EACH_WAY, CLASSES_EACH_WAY);
+        let class = i64::from(base) + asked;
         Priority(class.clamp(i64::from(most_urgent), i64::from(u8::MAX)) as u8)
     }
 
@@ -238,7 +242,7 @@ mod tests {
             let caller = access.identify(secret, SystemTime::now()).unwrap();
             assert_eq!((caller.tenant(), caller.salt()), (TenantId(0), CacheSalt(0)));
             assert_eq!((caller.key_id(), caller.priority(None)), (None, Priority(100)));
-            for (asked, class) in [(0, 100), (-3, 97), (5, 105), (i64::MIN, 0), (i64::MAX, 255)] {
+            for (asked, class) in [(0, 100), (-3, 97), (5, 105), (i64::MIN, 92), (i64::MAX, 108)] {
                 assert_eq!(caller.priority(Some(asked)), Priority(class), "{asked}");
             }
             caller.admit(Instant::now()).unwrap();
@@ -254,7 +258,7 @@ mod tests {
         let caller = access.identify(Some(secret.expose()), SystemTime::now()).unwrap();
         assert_eq!(caller.key_id(), Some(id.as_str()));
         assert_ne!((caller.tenant(), caller.salt()), (TenantId(0), CacheSalt(0)));
-        for (asked, class) in [(0, 50), (-1, 50), (i64::MIN, 50), (1, 51), (i64::MAX, 255)] {
+        for (asked, class) in [(0, 50), (-1, 50), (i64::MIN, 50), (1, 51), (i64::MAX, 58)] {
             assert_eq!(caller.priority(Some(asked)), Priority(class), "{asked}");
         }
         assert_eq!(caller.priority(None), Priority(50));

@@ -50,9 +50,13 @@ fn replace_with(
     }
     temporary.write_all(text.as_bytes()).map_err(failed)?;
     temporary.as_file().sync_all().map_err(failed)?;
+    // Before the new name, so that an error still means that nothing has changed.
+    let folder = File::open(folder).map_err(failed)?;
     temporary.persist(path).map_err(|error| failed(error.error))?;
-    // Only this makes the new name last through a power cut.
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    // Makes the new name last through a power cut. The change has been made: whoever made it must be
+    // told so, and see the secret, also where the system cannot promise that much.
+    drop(folder.sync_all());
+    Ok(())
 }
 
 /// Gives `file` the user and the group of `old`, where they differ.

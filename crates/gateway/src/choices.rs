@@ -55,7 +55,8 @@ impl Fanout {
         }
         let Some(top) = self.prompt_logprobs else { return Ok(()) };
         let tokens: u64 = jobs.iter().map(|job| job.prompt.len() as u64).sum();
-        let entries = tokens * (u64::from(top) + 1) * u64::from(self.n);
+        // All that are generated have them in memory, also those that are not given.
+        let entries = tokens * (u64::from(top) + 1) * u64::from(self.choices);
         let limit = app.config.request.max_prompt_logprob_entries;
         if entries > u64::from(limit) {
             let is_echo = jobs.iter().any(|job| job.num_echo_chars > 0);

@@ -194,6 +194,7 @@ async fn answers_are_not_much_longer_than_their_requests() {
         (json!({"prompt_logprobs": 2, "prompt": "abcd"}), Value::Null),
         (json!({"prompt_logprobs": 2, "prompt": "abcde"}), json!("prompt_logprobs")),
         (json!({"prompt_logprobs": 1, "prompt": "abcd", "n": 2}), json!("prompt_logprobs")),
+        (json!({"prompt_logprobs": 1, "prompt": "abcd", "best_of": 2}), json!("prompt_logprobs")),
         (json!({"logprobs": 2, "echo": true, "prompt": "abcde"}), json!("logprobs")),
         (json!({"logprobs": 2, "prompt": "abcde"}), Value::Null),
     ] {
