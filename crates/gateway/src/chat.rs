@@ -15,7 +15,7 @@ use crate::choices::{Admitted, Choices, Fanout, Job};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::messages::Conversation;
-use crate::models::{ModelText, Served, check_top_logprobs};
+use crate::models::{ModelText, Served, check_logprobs};
 use crate::prompts::{EncodedPrompt, Encoding, Lengths, encode_bounded, fit_max_tokens, truncate};
 use crate::sampling::{Options, Truncation, take_max_tokens};
 use crate::settings::Settings;
@@ -93,8 +93,7 @@ pub(crate) async fn start(
     let request = app.compute(fields.num_bytes(), move || ChatRequest::take(fields, &job));
     let ChatRequest { model, conversation, mut options, max_tokens } = request.await??;
     let served = app.models.find(&model).await?;
-    check_top_logprobs(&served, options.sampling.top_logprobs, "top_logprobs")?;
-    check_top_logprobs(&served, options.prompt_logprobs, "prompt_logprobs")?;
+    check_logprobs(&served, &options, "top_logprobs")?;
     let mut prompt = encode_chat(app, &served, conversation, options.truncate_prompt).await?;
     let limit = served.limits.max_sequence_tokens;
     truncate(&mut prompt, options.truncate_prompt, limit, max_tokens);

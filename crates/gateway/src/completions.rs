@@ -14,7 +14,7 @@ use crate::choices::{Admitted, Choices, Fanout, Job};
 use crate::completion_response::CompletionWire;
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::models::{Served, check_top_logprobs};
+use crate::models::{Served, check_logprobs};
 use crate::prompts::{Echo, Encoding, Lengths, Prompt, encode_prompt, fit_max_tokens, truncate};
 use crate::sampling::{Options, take_max_tokens};
 use crate::settings::Settings;
@@ -115,8 +115,7 @@ pub(crate) async fn start(
         add_special_tokens,
     } = request.await??;
     let served = app.models.find(&model).await?;
-    check_top_logprobs(&served, options.sampling.top_logprobs, "logprobs")?;
-    check_top_logprobs(&served, options.prompt_logprobs, "prompt_logprobs")?;
+    check_logprobs(&served, &options, "logprobs")?;
     let mut jobs = Vec::with_capacity(prompts.len());
     let mut echoes = Vec::new();
     let encoding = Encoding {

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use crate::app::App;
 use crate::error::ApiError;
+use crate::sampling::Options;
 
 /// One engine and what is needed to speak to its model.
 pub(crate) struct Served {
@@ -192,18 +193,20 @@ async fn describe(
     Ok(Arc::new(Served { name, engine, text, limits, created: crate::stream::unix_seconds() }))
 }
 
-/// Refuses more logprobs than the engine gives.
-pub(crate) fn check_top_logprobs(
+/// Refuses more logprobs than the engine gives; `field` is the one that asks for those of the answer.
+pub(crate) fn check_logprobs(
     served: &Served,
-    asked: Option<u8>,
+    options: &Options,
     field: &str,
 ) -> Result<(), ApiError> {
     let limit = served.limits.max_top_logprobs;
-    match asked {
-        Some(asked) if u32::from(asked) > limit => {
-            Err(ApiError::invalid(field, format!("this model gives at most {limit}")))
+    let asked =
+        [(field, options.sampling.top_logprobs), ("prompt_logprobs", options.prompt_logprobs)];
+    match asked.iter().find(|(_, top)| top.is_some_and(|top| u32::from(top) > limit)) {
+        Some((field, _)) => {
+            Err(ApiError::invalid(*field, format!("this model gives at most {limit}")))
         }
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 

@@ -3,31 +3,22 @@
 //! (`fixtures/gemma-3-270m/make.py` made the reference.)
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use oarlock_backend::{
-    Backend, BackendLimits, BlockTables, ChunkRows, LogitKind, LogitRow, OracleBackend, StepInput,
-};
+mod scoring;
+
+use oarlock_backend::{Backend, BackendLimits, OracleBackend};
 use oarlock_backend_cpu::{CpuBackend, CpuConfig, InstructionSet};
-use oarlock_model::{Checkpoint, Decoder, load};
+use oarlock_model::Checkpoint;
 use oarlock_testkit::{fixture_json, gemma_model};
 use oarlock_text::Tokenizer;
-use oarlock_types::{BLOCK_TOKENS, BlockId, SlotId, TokenId, TokenScore};
+use oarlock_types::{TokenId, TokenScore};
+use scoring::{Model, ids, limits};
 use serde_json::Value;
 
 /// Blocks of the longest case: more than the window of 512 positions.
 const NUM_BLOCKS: usize = 44;
-const LIMITS: BackendLimits = BackendLimits {
-    max_tokens: NUM_BLOCKS * BLOCK_TOKENS,
-    max_gathered: 40,
-    max_chunks: 1,
-    max_positions: NUM_BLOCKS * BLOCK_TOKENS,
-};
+const LIMITS: BackendLimits = limits(NUM_BLOCKS, 40);
 /// Where the reference's two best tokens are closer than this, either may be ours.
 const CLEAR_MARGIN: f64 = 0.15;
-
-fn ids(value: &Value) -> Vec<TokenId> {
-    let list = value.as_array().expect("a list");
-    list.iter().map(|id| TokenId(id.as_u64().expect("an id") as u32)).collect()
-}
 
 /// One case of the reference, shortest first.
 struct Case {
@@ -57,56 +48,22 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// A loaded model, with room for one sequence.
-struct Model<B: Backend> {
-    backend: B,
-    decoder: Decoder<B>,
-}
-
-impl<B: Backend> Model<B> {
-    fn load(checkpoint: &Checkpoint, mut backend: B) -> Self {
-        let decoder = load(checkpoint, &mut backend, NUM_BLOCKS, &mut |_| ()).unwrap();
-        Self { backend, decoder }
+impl Case {
+    /// A model's scores at every position of `greedy`, the prompt and it computed in chunks.
+    fn score_in<B: Backend>(&self, model: &mut Model<B>, chunk_rows: usize) -> Vec<TokenScore> {
+        let all = [&self.prompt[..], &self.greedy].concat();
+        // The row before a token scores it.
+        model.score(&all, self.prompt.len() - 1, &self.greedy, chunk_rows)
     }
 
-    /// Our scores at every position of `greedy`, the prompt and it computed in chunks.
-    fn score(&mut self, case: &Case, chunk_rows: usize) -> Vec<TokenScore> {
-        let all = [&case.prompt[..], &case.greedy].concat();
-        let mut tables = BlockTables::new(1, NUM_BLOCKS);
-        (0..NUM_BLOCKS as u32).for_each(|block| tables.push(SlotId(0), BlockId(block)));
-        let mut scores = Vec::new();
-        for (index, tokens) in all.chunks(chunk_rows).enumerate() {
-            let start = index * chunk_rows;
-            // The row before a token scores it.
-            let wanted = |(at, token): (usize, &TokenId)| {
-                let row = (case.prompt.len() - 1 + at).checked_sub(start)?;
-                let kind = LogitKind::Score { token: *token, top: 20 };
-                (row < tokens.len()).then_some(LogitRow { row: row as u32, kind })
-            };
-            let logit_rows: Vec<_> = case.greedy.iter().enumerate().filter_map(wanted).collect();
-            let (rows, start) = (tokens.len() as u32, start as u32);
-            let input = StepInput {
-                tokens,
-                chunks: &[ChunkRows { slot: SlotId(0), first_row: 0, rows, start }],
-                block_tables: &tables,
-                logit_rows: &logit_rows,
-            };
-            let mut results = Vec::new();
-            self.decoder.step(&mut self.backend, &input, &mut results).unwrap();
-            scores.extend(results.into_iter().map(|result| result.outcome.unwrap().1.unwrap()));
-        }
-        assert_eq!(scores.len(), case.greedy.len());
-        scores
-    }
-
-    fn score_whole(&mut self, case: &Case) -> Vec<TokenScore> {
-        self.score(case, LIMITS.max_tokens)
+    fn score<B: Backend>(&self, model: &mut Model<B>) -> Vec<TokenScore> {
+        self.score_in(model, LIMITS.max_tokens)
     }
 }
 
 fn cpu(checkpoint: &Checkpoint, instruction_set: Option<InstructionSet>) -> Model<CpuBackend> {
     let backend = CpuBackend::new(CpuConfig { threads: 2, instruction_set }, LIMITS).unwrap();
-    Model::load(checkpoint, backend)
+    Model::load(checkpoint, backend, NUM_BLOCKS)
 }
 
 /// Distances between our logprobs and others of the same tokens.
@@ -183,12 +140,12 @@ fn oracle_and_cpu_agree_with_float32() {
     let shared = [&short[0], &short[1], longest];
     let (oracle, ours) = std::thread::scope(|scope| {
         let oracle = scope.spawn(|| {
-            let mut oracle = Model::load(&checkpoint, OracleBackend::new(LIMITS));
-            shared.map(|case| oracle.score_whole(case))
+            let mut oracle = Model::load(&checkpoint, OracleBackend::new(LIMITS), NUM_BLOCKS);
+            shared.map(|case| case.score(&mut oracle))
         });
         let mut cpu = cpu(&checkpoint, None);
-        let ours: Vec<_> = cases.iter().map(|case| cpu.score_whole(case)).collect();
-        let in_chunks = cpu.score(longest, 100);
+        let ours: Vec<_> = cases.iter().map(|case| case.score(&mut cpu)).collect();
+        let in_chunks = longest.score_in(&mut cpu, 100);
         assert_eq!(bits(&in_chunks), bits(&ours[ours.len() - 1]), "in chunks of 100");
         (oracle.join().unwrap(), ours)
     });
@@ -238,7 +195,7 @@ fn every_instruction_set_gives_the_same_bits() {
         margins: vec![],
         top5: vec![],
     };
-    let score = |set| bits(&cpu(&checkpoint, Some(set)).score_whole(&shortest));
+    let score = |set| bits(&shortest.score(&mut cpu(&checkpoint, Some(set))));
     let portable = score(InstructionSet::Portable);
     assert_eq!(portable.len(), 4 * 20);
     for set in InstructionSet::available() {

@@ -13,5 +13,5 @@ mod recorder;
 pub use engines::EngineSample;
 pub use exposition::Format;
 pub use logging::{LoggingError, init_logging};
-pub use metrics::{GatewayMetrics, KeyUsage, Latency};
+pub use metrics::{GatewayMetrics, KeyUsage};
 pub use recorder::{Ending, Finished, RequestRecorder};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -11,10 +11,7 @@ use prometheus_client::registry::Registry;
 
 use crate::engines::{self, EngineSample};
 use crate::exposition::Format;
-use crate::histogram::AtomicHistogram;
-use crate::recorder::{
-    INTER_TOKEN_LATENCY, ModelMetrics, RequestFamilies, RequestRecorder, TIME_TO_FIRST_TOKEN,
-};
+use crate::recorder::{ModelMetrics, RequestFamilies, RequestRecorder};
 
 /// Before every name.
 pub(crate) const PREFIX: &str = "oarlock";
@@ -103,15 +100,6 @@ impl GatewayMetrics {
         usage
     }
 
-    /// The histograms of times to the first token and between tokens of one model.
-    pub fn latencies_of(&self, model_name: &str) -> (Latency, Latency) {
-        let histograms = &self.model(model_name).histograms;
-        (
-            Latency(histograms[TIME_TO_FIRST_TOKEN].clone()),
-            Latency(histograms[INTER_TOKEN_LATENCY].clone()),
-        )
-    }
-
     /// All metrics as text: the gateway's own, then those of the engines.
     pub fn encode(&self, engines: &[EngineSample], format: Format) -> String {
         format.encode(&[&self.registry, &engines::registry(engines)])
@@ -133,17 +121,6 @@ impl KeyUsage {
     }
 }
 
-/// One histogram of durations.
-#[derive(Clone, Debug)]
-pub struct Latency(AtomicHistogram);
-
-impl Latency {
-    /// Adds one duration.
-    pub fn observe(&self, duration: Duration) {
-        self.0.observe_duration(duration);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,15 +129,16 @@ mod tests {
     fn engines_and_gateway_are_written_together() {
         let metrics = GatewayMetrics::default();
         metrics.count_http("/health", 200);
-        metrics.latencies_of("m").0.observe(Duration::from_millis(20));
-        metrics.request("m", Instant::now()).token();
+        for _ in 0..2 {
+            metrics.request("m", Instant::now()).token();
+        }
         let status = oarlock_types::EngineStatus::default();
         let sample = EngineSample { engine: "e0".into(), model_name: "m".into(), status };
         let text = metrics.encode(&[sample], Format::OpenMetrics);
         for line in [
             r#"oarlock_http_requests_total{route="/health",status="200"} 1"#,
             r#"oarlock_num_requests_running{engine="e0",model_name="m"} 0.0"#,
-            r#"oarlock_request_success_total{model_name="m",finished_reason="abort"} 1"#,
+            r#"oarlock_request_success_total{model_name="m",finished_reason="abort"} 2"#,
             r#"oarlock_time_to_first_token_seconds_bucket{le="0.025",model_name="m"} 2"#,
         ] {
             assert!(text.contains(line), "{line} not in\n{text}");

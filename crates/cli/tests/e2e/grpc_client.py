@@ -1,6 +1,7 @@
 """The public gRPC API, found through reflection. Arguments: its address; the URL of the HTTP API."""
 
 import json
+import struct
 import sys
 import urllib.request
 
@@ -87,6 +88,12 @@ assert "Paris" in texts[0] and ends[0].reason == 1 and not ends[0].WhichOneof("s
 assert usage.completion_tokens == over_http["usage"]["completion_tokens"], usage
 assert started.model == "demo" and started.system_fingerprint == over_http["system_fingerprint"], started
 
+
+def bits(logprob):
+    """Of the float32 that the server has."""
+    return struct.pack("<f", logprob)
+
+
 # Two seeded choices with logprobs and a stop string: bit for bit those of HTTP.
 request = Request(model="demo", text="Numbers: one, two,")
 request.sampling.seed, request.sampling.n = 11, 2
@@ -100,8 +107,9 @@ for choice in over_http["choices"]:
     index = choice["index"]
     assert texts[index] == choice["text"], (texts, choice)
     assert [token.id for token in tokens[index]] == choice["token_ids"], choice
+    assert len(tokens[index]) == len(choice["logprobs"]["token_logprobs"]) > 0, choice
     for token, logprob in zip(tokens[index], choice["logprobs"]["token_logprobs"]):
-        assert abs(token.logprob - logprob) < 1e-6 and len(token.top) == 2, (token, logprob)
+        assert bits(token.logprob) == bits(logprob) and len(token.top) == 2, (token, logprob)
 assert started.seed == 11 and list(started.prompt_token_ids) == over_http["choices"][0]["prompt_token_ids"]
 
 request = Request(model="demo", text="1, 2, 3,")

@@ -125,6 +125,15 @@ def check_values(samples):
     assert value(samples, "prompt_tokens_by_source_total", source="local_cache_hit") == 3 * 32
     computed = value(samples, "prompt_tokens_by_source_total", source="local_compute")
     assert computed + 3 * 32 == value(samples, "prompt_tokens_total") == 4 * 37, computed
+    # The engine's own histograms: every step that computed is in both, and so is every token of it.
+    # Other steps only release slots: after each of the four requests, one at most.
+    steps, computing = value(samples, "steps_total"), value(samples, "step_time_seconds_count")
+    assert 0 < computing <= steps <= computing + 4, (computing, steps)
+    assert value(samples, "step_time_seconds_sum") > 0
+    assert value(samples, "iteration_tokens_total_count") == computing, computing
+    # The last token of an answer is never computed, one behind a stop or a cancel may be.
+    tokens = value(samples, "iteration_tokens_total_sum")
+    assert computed + generated - 3 <= tokens, (computed, generated, tokens)
     assert value(samples, "http_requests_total", route="/v1/completions", status="400") == 1
     assert value(samples, "num_requests_running") == value(samples, "num_requests_waiting") == 0
     info = samples["oarlock_cache_config_info"][0]
