@@ -50,13 +50,7 @@ fn pack(backend: &mut CpuBackend, parts: &[(WeightKind, usize, usize)], segments
         parts.iter().map(|&(kind, rows, columns)| matrix(kind, rows, columns)).collect();
     let views: Vec<_> = stored
         .iter()
-        .map(|(kind, rows, columns, data)| WeightView {
-            name: "w",
-            kind: *kind,
-            rows: *rows,
-            columns: *columns,
-            data,
-        })
+        .map(|(kind, rows, columns, data)| WeightView::whole("w", *kind, *rows, *columns, data))
         .collect();
     backend.pack_linear(&views, InnerSplit { segments }).expect("a weight")
 }
@@ -89,7 +83,7 @@ impl Model {
         let output = pack(&mut backend, &[(WeightKind::Q8_0, VOCABULARY, HIDDEN)], 1);
         let (kind, rows, columns, data) = matrix(WeightKind::Q8_0, 1000, HIDDEN);
         let table = backend
-            .pack_table(&WeightView { name: "t", kind, rows, columns, data: &data })
+            .pack_table(&WeightView::whole("t", kind, rows, columns, &data), 0)
             .expect("a table");
         let norm = backend.vector(&[1.0; HIDDEN]).expect("a vector");
         let frequencies: Vec<f32> = (0..32).map(|i| 1e6_f32.powf(-(i as f32) / 32.0)).collect();

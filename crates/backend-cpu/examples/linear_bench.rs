@@ -47,7 +47,7 @@ fn measure(set: InstructionSet, threads: usize, kind: WeightKind, rows: usize) -
     let mut backend = CpuBackend::new(config, limits).expect("a backend");
     let row = random_row(kind, COLUMNS, 0.05, 1);
     let data = row.repeat(OUTPUTS);
-    let view = WeightView { name: "bench", kind, rows: OUTPUTS, columns: COLUMNS, data: &data };
+    let view = WeightView::whole("bench", kind, OUTPUTS, COLUMNS, &data);
     let weights: Vec<_> = (0..COPIES)
         .map(|_| backend.pack_linear(&[view], InnerSplit::WHOLE).expect("a weight"))
         .collect();

@@ -6,8 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use oarlock_backend::oracle::{check_view, rotary_tables};
 use oarlock_backend::quant::dequantize_row;
 use oarlock_backend::{
-    Activation, AttentionParams, Backend, BackendError, BackendLimits, InnerSplit, KvCacheShape,
-    RotaryStyle, RowResult, RowSet, StepInput, StepRecord, WeightKind, WeightView,
+    Activation, AttentionParams, Backend, BackendError, BackendLimits, HostBackend, InnerSplit,
+    KvCacheShape, RotaryStyle, RowResult, RowSet, StepInput, StepRecord, WeightKind, WeightView,
 };
 use oarlock_types::{BLOCK_TOKENS, SlotError};
 
@@ -66,6 +66,7 @@ pub struct CpuTable {
     kind: WeightKind,
     columns: usize,
     row_bytes: usize,
+    first_token: usize,
     data: AlignedBuffer<u8>,
 }
 
@@ -161,6 +162,17 @@ unsafe fn row_of<'a>(tensor: &SharedSlice<f32>, width: usize, row: usize) -> &'a
     unsafe { std::mem::transmute(tensor.range(row * width..(row + 1) * width)) }
 }
 
+impl HostBackend for CpuBackend {
+    fn host_rows<'t>(&self, tensor: &'t CpuTensor) -> &'t [f32] {
+        &tensor.values[..self.rows(tensor.rows) * tensor.width]
+    }
+
+    fn host_rows_mut<'t>(&self, tensor: &'t mut CpuTensor) -> &'t mut [f32] {
+        let len = self.rows(tensor.rows) * tensor.width;
+        &mut tensor.values[..len]
+    }
+}
+
 impl Backend for CpuBackend {
     type Tensor = CpuTensor;
     type Weight = CpuWeight;
@@ -190,13 +202,22 @@ impl Backend for CpuBackend {
         Ok(weight)
     }
 
-    fn pack_table(&mut self, table: &WeightView<'_>) -> Result<CpuTable, BackendError> {
+    fn pack_table(
+        &mut self,
+        table: &WeightView<'_>,
+        first_token: u32,
+    ) -> Result<CpuTable, BackendError> {
         check_view(table)?;
         let mut data = AlignedBuffer::zeroed(table.data.len(), table.name)?;
         data.copy_from_slice(table.data);
         self.memory_bytes += data.bytes();
-        let row_bytes = table.data.len() / table.rows;
-        Ok(CpuTable { kind: table.kind, columns: table.columns, row_bytes, data })
+        Ok(CpuTable {
+            kind: table.kind,
+            columns: table.columns,
+            row_bytes: table.row_bytes(),
+            first_token: first_token as usize,
+            data,
+        })
     }
 
     fn vector(&mut self, values: &[f32]) -> Result<CpuVector, BackendError> {
@@ -254,7 +275,9 @@ impl Backend for CpuBackend {
         self.for_rows(rows, rows * width, &|row| {
             // SAFETY: each row is written by one thread.
             let out = unsafe { row_of(&shared, width, row) };
-            let first = step.tokens()[row].index() * table.row_bytes;
+            let at = step.tokens()[row].index().checked_sub(table.first_token);
+            let bytes = at.map(|at| at * table.row_bytes).filter(|&at| at < table.data.len());
+            let Some(first) = bytes else { return out.fill(-0.0) };
             dequantize_row(table.kind, &table.data[first..][..table.row_bytes], out)
                 .expect("a checked table");
             for value in out.iter_mut() {

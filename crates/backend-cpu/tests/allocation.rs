@@ -57,21 +57,15 @@ fn a_warm_decode_step_allocates_nothing() {
         CpuBackend::new(CpuConfig { threads: 3, instruction_set: None }, limits).unwrap();
     let mut pack = |outputs: usize, columns: usize, kind| {
         let data = random_matrix(kind, outputs, columns);
-        let view = WeightView { name: "w", kind, rows: outputs, columns, data: &data };
+        let view = WeightView::whole("w", kind, outputs, columns, &data);
         backend.pack_linear(&[view], InnerSplit::WHOLE).unwrap()
     };
     let qkv_weight = pack(3 * WIDTH, WIDTH, WeightKind::Q5_0);
     let gate_up_weight = pack(2 * WIDTH, WIDTH, WeightKind::F16);
     let output_weight = pack(VOCABULARY, WIDTH, WeightKind::Q8_0);
     let table_data = random_matrix(WeightKind::Q8_0, 8, WIDTH);
-    let table = WeightView {
-        name: "t",
-        kind: WeightKind::Q8_0,
-        rows: 8,
-        columns: WIDTH,
-        data: &table_data,
-    };
-    let table = backend.pack_table(&table).unwrap();
+    let table = WeightView::whole("t", WeightKind::Q8_0, 8, WIDTH, &table_data);
+    let table = backend.pack_table(&table, 0).unwrap();
     let norm = backend.vector(&[1.0; WIDTH]).unwrap();
     let head_norm = backend.vector(&[1.0; 64]).unwrap();
     let rotary = backend.rotary(&[0.5; 32], 1.0, RotaryStyle::Half).unwrap();

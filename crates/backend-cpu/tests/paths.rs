@@ -67,7 +67,7 @@ fn linear(
     rows: usize,
 ) -> Vec<u32> {
     let (outputs, columns) = shape;
-    let view = WeightView { name: "w", kind, rows: outputs, columns, data };
+    let view = WeightView::whole("w", kind, outputs, columns, data);
     let weight = backend.pack_linear(&[view], InnerSplit { segments: 4 }).unwrap();
     let mut from = backend.tensor(RowSet::Tokens, columns).unwrap();
     let mut to = backend.tensor(RowSet::Tokens, outputs).unwrap();
@@ -122,7 +122,7 @@ fn int8_extremes() {
             }
             let data = row.repeat(16);
             let run = |backend: &mut CpuBackend, sign: f32| {
-                let view = WeightView { name: "w", kind, rows: 16, columns: 1024, data: &data };
+                let view = WeightView::whole("w", kind, 16, 1024, &data);
                 let weight = backend.pack_linear(&[view], InnerSplit::WHOLE).unwrap();
                 let mut from = backend.tensor(RowSet::Tokens, 1024).unwrap();
                 let mut to = backend.tensor(RowSet::Tokens, 16).unwrap();
@@ -269,9 +269,8 @@ fn a_failure_voids_the_step_and_the_next_one_works() {
     for threads in [1, 3] {
         let mut backend = backend(InstructionSet::detect(), threads);
         let data = random_row(WeightKind::F32, 64, 0.1, 1);
-        let view =
-            WeightView { name: "t", kind: WeightKind::F32, rows: 1, columns: 64, data: &data };
-        let table = backend.pack_table(&view).unwrap();
+        let view = WeightView::whole("t", WeightKind::F32, 1, 64, &data);
+        let table = backend.pack_table(&view, 0).unwrap();
         let mut out = backend.tensor(RowSet::Tokens, 64).unwrap();
         let mut results = Vec::new();
         // Many rows run on all threads, one on the caller's alone.

@@ -11,6 +11,7 @@
 pub mod conformance;
 pub mod oracle;
 mod outcome;
+mod progress;
 pub mod quant;
 mod record;
 mod step;
@@ -20,10 +21,11 @@ mod weights;
 pub use oarlock_sampler::History;
 pub use oracle::OracleBackend;
 pub use outcome::{OutcomeScratch, row_outcome, slot_error};
+pub use progress::Progress;
 pub use record::{HistoryRecord, LogitRecord, LogitRecordKind, StepRecord};
 pub use step::{BlockTables, ChunkRows, LogitKind, LogitRow, RowResult, StepInput};
 pub use traits::{
-    Activation, AttentionParams, Backend, BackendError, BackendLimits, KvCacheShape, RotaryStyle,
-    RowSet,
+    Activation, AttentionParams, Backend, BackendError, BackendLimits, HostBackend, KvCacheShape,
+    RotaryStyle, RowSet,
 };
 pub use weights::{InnerSplit, WeightKind, WeightView};

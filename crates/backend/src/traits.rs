@@ -101,6 +101,15 @@ pub enum BackendError {
     Device(String),
 }
 
+/// A backend whose tensors lie in this process's memory: what ranks exchange is read and written there.
+pub trait HostBackend: Backend {
+    /// The step's rows of a tensor, `[rows, width]`.
+    fn host_rows<'t>(&self, tensor: &'t Self::Tensor) -> &'t [f32];
+
+    /// The same, to be changed.
+    fn host_rows_mut<'t>(&self, tensor: &'t mut Self::Tensor) -> &'t mut [f32];
+}
+
 /// A device that computes a model.
 ///
 /// Every operation works on the rows of the current step. Rows are independent of each other: an
@@ -133,8 +142,12 @@ pub trait Backend: Sized + Send + 'static {
         split: InnerSplit,
     ) -> Result<Self::Weight, BackendError>;
 
-    /// Takes an embedding table.
-    fn pack_table(&mut self, table: &WeightView<'_>) -> Result<Self::Table, BackendError>;
+    /// Takes an embedding table, or the part of one whose first row is the token `first_token`.
+    fn pack_table(
+        &mut self,
+        table: &WeightView<'_>,
+        first_token: u32,
+    ) -> Result<Self::Table, BackendError>;
 
     /// Takes a vector.
     fn vector(&mut self, values: &[f32]) -> Result<Self::Vector, BackendError>;
@@ -157,7 +170,8 @@ pub trait Backend: Sized + Send + 'static {
     /// Starts a step: everything enqueued until `finish_step` is about these rows.
     fn begin_step(&mut self, input: &StepInput<'_>);
 
-    /// `out[t] = table[token[t]] * scale`.
+    /// `out[t] = table[token[t]] * scale`; -0 for tokens that the table does not have, which another
+    /// rank's value survives in a sum with all its bits.
     fn embed(&mut self, out: &mut Self::Tensor, table: &Self::Table, scale: f32);
 
     /// `residual += delta` (where given), then `out = residual / rms(residual) * weight`.

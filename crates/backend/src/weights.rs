@@ -1,5 +1,7 @@
 //! Weights as they lie in a file: views that a backend packs.
 
+use std::ops::Range;
+
 /// How the values of a weight are stored. The quantized kinds are GGML's, laid out in blocks along
 /// the inner dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +71,7 @@ impl WeightKind {
 }
 
 /// A matrix `[rows, columns]` in a file, row-major; `rows` are outputs (or vocabulary entries),
-/// `columns` the inner dimension.
+/// `columns` the inner dimension. A rank of a row-parallel layer sees a range of the columns only.
 #[derive(Clone, Copy, Debug)]
 pub struct WeightView<'a> {
     /// Name in the file, for messages.
@@ -78,10 +80,51 @@ pub struct WeightView<'a> {
     pub kind: WeightKind,
     /// Outputs.
     pub rows: usize,
-    /// Inner width.
+    /// Columns seen: the layer's inner width.
     pub columns: usize,
-    /// `rows * kind.row_bytes(columns)` bytes.
+    /// Width of a stored row.
+    pub stored_columns: usize,
+    /// The first stored column that is seen; a multiple of 32 in quantized weights.
+    pub first_column: usize,
+    /// `rows * kind.row_bytes(stored_columns)` bytes.
     pub data: &'a [u8],
+}
+
+impl<'a> WeightView<'a> {
+    /// A view of all columns.
+    #[must_use]
+    pub fn whole(
+        name: &'a str,
+        kind: WeightKind,
+        rows: usize,
+        columns: usize,
+        data: &'a [u8],
+    ) -> Self {
+        Self { name, kind, rows, columns, stored_columns: columns, first_column: 0, data }
+    }
+
+    /// The same rows, of which only these stored columns are seen.
+    #[must_use]
+    pub fn with_columns(self, columns: Range<usize>) -> Self {
+        Self { first_column: columns.start, columns: columns.len(), ..self }
+    }
+
+    /// A range of the rows.
+    ///
+    /// # Panics
+    /// If the view has not so many rows.
+    #[must_use]
+    pub fn with_rows(self, rows: Range<usize>) -> Self {
+        let row_bytes = self.data.len() / self.rows;
+        let data = &self.data[rows.start * row_bytes..rows.end * row_bytes];
+        Self { rows: rows.len(), data, ..self }
+    }
+
+    /// Bytes of one stored row.
+    #[must_use]
+    pub fn row_bytes(&self) -> usize {
+        self.data.len() / self.rows
+    }
 }
 
 /// How the sum along the inner dimension of a linear layer is cut.

@@ -51,7 +51,7 @@ impl<'a> WeightLoader<'a> {
             return Err(ModelError::tensor(name, reason));
         }
         self.taken.borrow_mut().insert(name.to_owned());
-        Ok(WeightView { name, kind: info.kind, rows, columns, data })
+        Ok(WeightView::whole(name, info.kind, rows, columns, data))
     }
 
     /// A linear layer made of tensors `(name, outputs)` with a common inner width.
@@ -82,7 +82,7 @@ impl<'a> WeightLoader<'a> {
         columns: usize,
     ) -> Result<B::Table, ModelError> {
         let view = self.view(name, rows, columns)?;
-        let table = backend.pack_table(&view)?;
+        let table = backend.pack_table(&view, 0)?;
         self.done(name);
         Ok(table)
     }

@@ -93,6 +93,26 @@ pub struct Fingerprint {
     pub instruction_set: String,
 }
 
+/// Which part of a tensor-parallel group a worker is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// Its number, from 0. Rank 0 samples.
+    pub rank: u32,
+    /// Ranks of the group: 1, 2, 4 or 8.
+    pub ranks: u32,
+}
+
+impl Shard {
+    /// The one rank of a group that is not parallel.
+    pub const WHOLE: Self = Self { rank: 0, ranks: 1 };
+}
+
+impl Default for Shard {
+    fn default() -> Self {
+        Self::WHOLE
+    }
+}
+
 /// What a worker is asked to hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WorkerLimits {

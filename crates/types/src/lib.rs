@@ -12,7 +12,7 @@ mod status;
 
 pub use card::{
     BpeVocabulary, EngineLimits, Fingerprint, LoadProgress, ModelCard, SentencePieceVocabulary,
-    TokenKind, TokenizerSource, WorkerDescription, WorkerLimits,
+    Shard, TokenKind, TokenizerSource, WorkerDescription, WorkerLimits,
 };
 pub use ids::{
     BLOCK_TOKENS, BlockId, CacheSalt, Epoch, GroupId, RequestId, SlotId, StepId, TenantId, Tick,

@@ -244,7 +244,7 @@ mod tests {
             let columns = 1024;
             let data: Vec<u8> =
                 (0..TILE as u64).flat_map(|row| random_row(kind, columns, 0.1, row)).collect();
-            let view = WeightView { name: "w", kind, rows: TILE, columns, data: &data };
+            let view = WeightView::whole("w", kind, TILE, columns, &data);
             let weight = CpuWeight::pack(&[view], InnerSplit::WHOLE, &mut pool).unwrap();
             let mut buffers = ActivationBuffers::new(TILE_ROWS).unwrap();
             buffers.reserve(&weight).unwrap();

@@ -32,13 +32,7 @@ impl Matrix {
     }
 
     fn view(&self) -> WeightView<'_> {
-        WeightView {
-            name: "test",
-            kind: self.kind,
-            rows: self.rows,
-            columns: self.columns,
-            data: &self.data,
-        }
+        WeightView::whole("test", self.kind, self.rows, self.columns, &self.data)
     }
 }
 
@@ -146,7 +140,7 @@ pub(super) fn bad_weights_are_refused<B: Backend>(make: Make<'_, B>) {
     let good = Matrix::random(WeightKind::Q8_0, 4, 96, 1);
     let short = WeightView { data: &good.data[1..], ..good.view() };
     assert!(backend.pack_linear(&[short], InnerSplit::WHOLE).is_err(), "too few bytes");
-    let ragged = WeightView { columns: 95, ..good.view() };
+    let ragged = WeightView { columns: 95, stored_columns: 95, ..good.view() };
     assert!(backend.pack_linear(&[ragged], InnerSplit::WHOLE).is_err(), "partial blocks");
     let other = Matrix::random(WeightKind::Q8_0, 4, 64, 1);
     assert!(
@@ -157,5 +151,5 @@ pub(super) fn bad_weights_are_refused<B: Backend>(make: Make<'_, B>) {
         backend.pack_linear(&[good.view()], InnerSplit { segments: 2 }).is_err(),
         "cut sub-blocks"
     );
-    assert!(backend.pack_table(&short).is_err(), "too few bytes of a table");
+    assert!(backend.pack_table(&short, 0).is_err(), "too few bytes of a table");
 }

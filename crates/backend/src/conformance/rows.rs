@@ -8,7 +8,7 @@ use super::{Make, TestStep, Tolerances, assert_near, assert_same, limits, oracle
 /// Rows of tables of several kinds, scaled.
 pub(super) fn embedding<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
     fn run<B: Backend>(backend: &mut B, table: &WeightView<'_>, tokens: &[u32]) -> Vec<f32> {
-        let table_on_device = backend.pack_table(table).expect("a good table");
+        let table_on_device = backend.pack_table(table, 0).expect("a good table");
         let mut out = backend.tensor(RowSet::Tokens, table.columns).expect("a tensor");
         TestStep::rows(tokens.len()).with_tokens(tokens).begin(backend, &[]);
         backend.embed(&mut out, &table_on_device, 1.5);
@@ -18,7 +18,7 @@ pub(super) fn embedding<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) 
         [WeightKind::F32, WeightKind::Bf16, WeightKind::Q5_0, WeightKind::Q8_0, WeightKind::Q6K]
     {
         let data: Vec<u8> = (0..50).flat_map(|row| random_row(kind, 512, 0.1, row)).collect();
-        let table = WeightView { name: "table", kind, rows: 50, columns: 512, data: &data };
+        let table = WeightView::whole("table", kind, 50, 512, &data);
         let tokens: Vec<u32> = (0..37).map(|i| i * 31 % 50).collect();
         let got = run(&mut make(limits()), &table, &tokens);
         let want = run(&mut oracle(), &table, &tokens);

@@ -12,8 +12,8 @@ use crate::outcome::{OutcomeScratch, row_outcome};
 use crate::quant::dequantize_row;
 use crate::record::StepRecord;
 use crate::{
-    Activation, AttentionParams, Backend, BackendError, BackendLimits, InnerSplit, KvCacheShape,
-    RotaryStyle, RowResult, RowSet, StepInput, WeightKind, WeightView,
+    Activation, AttentionParams, Backend, BackendError, BackendLimits, HostBackend, InnerSplit,
+    KvCacheShape, RotaryStyle, RowResult, RowSet, StepInput, WeightKind, WeightView,
 };
 
 /// The scalar reference.
@@ -49,7 +49,16 @@ pub struct StoredMatrix {
     kind: WeightKind,
     rows: usize,
     columns: usize,
+    stored_columns: usize,
+    first_column: usize,
     data: Vec<u8>,
+}
+
+/// An embedding table, or a part of one.
+#[derive(Debug)]
+pub struct OracleTable {
+    rows: StoredMatrix,
+    first_token: usize,
 }
 
 /// `[position, pair]` cosines and sines.
@@ -96,6 +105,8 @@ impl OracleBackend {
             kind: view.kind,
             rows: view.rows,
             columns: view.columns,
+            stored_columns: view.stored_columns,
+            first_column: view.first_column,
             data: view.data.to_vec(),
         })
     }
@@ -104,10 +115,10 @@ impl OracleBackend {
 /// Checks that a view's bytes are what its shape says.
 pub fn check_view(view: &WeightView<'_>) -> Result<(), BackendError> {
     let fail = |reason: String| BackendError::Weight { name: view.name.to_owned(), reason };
-    let row_bytes = view.kind.row_bytes(view.columns).ok_or_else(|| {
+    let row_bytes = view.kind.row_bytes(view.stored_columns).ok_or_else(|| {
         fail(format!(
             "{} columns are not whole blocks of {}",
-            view.columns,
+            view.stored_columns,
             view.kind.block_values()
         ))
     })?;
@@ -118,6 +129,15 @@ pub fn check_view(view: &WeightView<'_>) -> Result<(), BackendError> {
     }
     if view.rows == 0 || view.columns == 0 {
         return Err(fail("it is empty".to_owned()));
+    }
+    let end = view.first_column.checked_add(view.columns);
+    if end.is_none_or(|end| end > view.stored_columns) {
+        return Err(fail(format!("a range of columns beyond its {}", view.stored_columns)));
+    }
+    if view.kind.is_quantized()
+        && !(view.first_column.is_multiple_of(32) && view.columns.is_multiple_of(32))
+    {
+        return Err(fail("a range of columns that cuts sub-blocks of 32".to_owned()));
     }
     Ok(())
 }
@@ -152,15 +172,28 @@ pub fn check_parts(parts: &[WeightView<'_>], split: InnerSplit) -> Result<usize,
 impl StoredMatrix {
     fn row(&self, row: usize, out: &mut [f32]) {
         let bytes = self.data.len() / self.rows;
-        dequantize_row(self.kind, &self.data[row * bytes..][..bytes], out)
+        let mut stored = vec![0.0; self.stored_columns];
+        dequantize_row(self.kind, &self.data[row * bytes..][..bytes], &mut stored)
             .expect("checked when stored");
+        out.copy_from_slice(&stored[self.first_column..][..self.columns]);
+    }
+}
+
+impl HostBackend for OracleBackend {
+    fn host_rows<'t>(&self, tensor: &'t OracleTensor) -> &'t [f32] {
+        &tensor.values[..self.rows(tensor.rows) * tensor.width]
+    }
+
+    fn host_rows_mut<'t>(&self, tensor: &'t mut OracleTensor) -> &'t mut [f32] {
+        let len = self.rows(tensor.rows) * tensor.width;
+        &mut tensor.values[..len]
     }
 }
 
 impl Backend for OracleBackend {
     type Tensor = OracleTensor;
     type Weight = OracleWeight;
-    type Table = StoredMatrix;
+    type Table = OracleTable;
     type Vector = Vec<f32>;
     type Rotary = OracleRotary;
     type KvCache = OracleKvCache;
@@ -183,8 +216,12 @@ impl Backend for OracleBackend {
         Ok(OracleWeight { parts, columns, segments: split.segments })
     }
 
-    fn pack_table(&mut self, table: &WeightView<'_>) -> Result<StoredMatrix, BackendError> {
-        self.store(table)
+    fn pack_table(
+        &mut self,
+        table: &WeightView<'_>,
+        first_token: u32,
+    ) -> Result<OracleTable, BackendError> {
+        Ok(OracleTable { rows: self.store(table)?, first_token: first_token as usize })
     }
 
     fn vector(&mut self, values: &[f32]) -> Result<Vec<f32>, BackendError> {
@@ -224,7 +261,7 @@ impl Backend for OracleBackend {
         self.results.clear();
     }
 
-    fn embed(&mut self, out: &mut OracleTensor, table: &StoredMatrix, scale: f32) {
+    fn embed(&mut self, out: &mut OracleTensor, table: &OracleTable, scale: f32) {
         ops::embed(out, table, scale, self.step.tokens());
     }
 

@@ -4,15 +4,18 @@ use oarlock_types::TokenId;
 
 use crate::Activation;
 
-use super::{OracleTensor, OracleWeight, StoredMatrix};
+use super::{OracleTable, OracleTensor, OracleWeight};
 
-pub(super) fn embed(out: &mut OracleTensor, table: &StoredMatrix, scale: f32, tokens: &[TokenId]) {
-    assert_eq!(out.width, table.columns, "width of the table");
+pub(super) fn embed(out: &mut OracleTensor, table: &OracleTable, scale: f32, tokens: &[TokenId]) {
+    assert_eq!(out.width, table.rows.columns, "width of the table");
     for (row, token) in tokens.iter().enumerate() {
         let out = out.row_mut(row);
-        table.row(token.index(), out);
-        for value in out.iter_mut() {
-            *value *= scale;
+        match token.index().checked_sub(table.first_token).filter(|&at| at < table.rows.rows) {
+            Some(at) => {
+                table.rows.row(at, out);
+                out.iter_mut().for_each(|value| *value *= scale);
+            }
+            None => out.fill(-0.0),
         }
     }
 }

@@ -1,0 +1,13 @@
+//! What the ranks of a tensor-parallel group exchange.
+//!
+//! [`Collective`] works on a backend's tensors and is what a model calls; [`Transport`] moves plain
+//! numbers between the memory of processes. [`HostCollective`] makes the one from the other for backends
+//! whose tensors lie in host memory.
+
+mod error;
+mod host;
+mod transport;
+
+pub use error::CollectiveError;
+pub use host::{Alone, Collective, HostCollective};
+pub use transport::Transport;
