@@ -268,18 +268,16 @@ fn what_cannot_be_is_an_error() {
 fn a_failure_voids_the_step_and_the_next_one_works() {
     for threads in [1, 3] {
         let mut backend = backend(InstructionSet::detect(), threads);
-        let data = random_row(WeightKind::F32, 64, 0.1, 1);
-        let view = WeightView::whole("t", WeightKind::F32, 1, 64, &data);
-        let table = backend.pack_table(&view, 0).unwrap();
-        let mut out = backend.tensor(RowSet::Tokens, 64).unwrap();
+        let [good, short] = [64, 63].map(|len| backend.vector(&vec![1.0; len]).unwrap());
+        let mut values = backend.tensor(RowSet::Tokens, 64).unwrap();
         let mut results = Vec::new();
         // Many rows run on all threads, one on the caller's alone.
         for rows in [1, 250] {
-            TestStep::rows(rows).with_tokens(&vec![7; rows]).begin(&mut backend, &[]);
-            backend.embed(&mut out, &table, 1.0);
-            assert!(backend.finish_step(&mut results).is_err(), "a token outside the table");
-            TestStep::rows(rows).with_tokens(&vec![0; rows]).begin(&mut backend, &[]);
-            backend.embed(&mut out, &table, 1.0);
+            TestStep::rows(rows).begin(&mut backend, &[]);
+            backend.rms_norm(&mut values, &short, 1e-6);
+            assert!(backend.finish_step(&mut results).is_err(), "a norm of another width");
+            TestStep::rows(rows).begin(&mut backend, &[]);
+            backend.rms_norm(&mut values, &good, 1e-6);
             backend.finish_step(&mut results).unwrap();
         }
     }

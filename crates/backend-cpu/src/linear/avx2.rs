@@ -196,7 +196,7 @@ impl Scales {
         // SAFETY: 8 bytes inside each 16.
         let load =
             |at: usize| unsafe { _mm_loadl_epi64(bytes.as_ptr().add(at + half * HALF).cast()) };
-        let supers = &tile.supers[block / 8 * F::SUPER_BYTES..][..F::SUPER_BYTES];
+        let supers = &tile.supers[tile.super_block(block) * F::SUPER_BYTES..][..F::SUPER_BYTES];
         let scale = halves(&supers[half * 16..]);
         if F::MINIMUM {
             Self {

@@ -190,7 +190,7 @@ impl Scales {
         let (low, high) = unsafe {
             (_mm_loadu_si128(bytes.as_ptr().cast()), _mm_loadu_si128(bytes.as_ptr().add(16).cast()))
         };
-        let supers = &tile.supers[block / 8 * F::SUPER_BYTES..][..F::SUPER_BYTES];
+        let supers = &tile.supers[tile.super_block(block) * F::SUPER_BYTES..][..F::SUPER_BYTES];
         if F::MINIMUM {
             Self {
                 scale: halves(&supers[..32]),

@@ -156,7 +156,7 @@ impl Scales {
             scales.scale = halves(bytes);
             return scales;
         }
-        let supers = &tile.supers[block / 8 * F::SUPER_BYTES..][..F::SUPER_BYTES];
+        let supers = &tile.supers[tile.super_block(block) * F::SUPER_BYTES..][..F::SUPER_BYTES];
         scales.scale = halves(supers);
         if F::MINIMUM {
             scales.minimum_scale = halves(&supers[32..]);

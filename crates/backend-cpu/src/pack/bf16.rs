@@ -39,16 +39,17 @@ impl Bf16Part {
         let mut words = AlignedBuffer::zeroed(tiles * tile_words, view.name)?;
         let shared = SharedSlice::new(&mut words);
         let threads = pool.threads();
-        let row_bytes = view.data.len() / view.rows;
+        let row_bytes = view.row_bytes();
         pool.run(tiles, quarter_share(tiles, threads), &|_, range| {
-            let mut row = vec![0.0; view.columns];
+            let mut row = vec![0.0; view.stored_columns];
+            let seen = view.first_column..view.first_column + view.columns;
             for tile in range {
                 // SAFETY: each tile is packed by one thread, and the buffer outlives the job.
                 let words = unsafe { shared.range(tile * tile_words..(tile + 1) * tile_words) };
                 for output in 0..TILE.min(view.rows - tile * TILE) {
                     let bytes = &view.data[(tile * TILE + output) * row_bytes..][..row_bytes];
                     dequantize_row(view.kind, bytes, &mut row).expect("a checked view");
-                    for (column, &value) in row.iter().enumerate() {
+                    for (column, &value) in row[seen.clone()].iter().enumerate() {
                         let at = column / width * padded + column % width;
                         let bits = u32::from(round_to_bf16(value).to_bits());
                         words[at / 2 * TILE + output] |= bits << (at % 2 * 16);

@@ -16,6 +16,8 @@ const SUPER: usize = 8;
 pub(crate) struct QuantPart {
     format: QuantFormat,
     blocks: usize,
+    /// Place of the first block in its super-block: a rank's columns may begin in the middle of one.
+    phase: usize,
     quants: AlignedBuffer<u8>,
     scales: AlignedBuffer<u8>,
     supers: AlignedBuffer<u8>,
@@ -24,9 +26,18 @@ pub(crate) struct QuantPart {
 /// One tile of a part.
 #[derive(Clone, Copy)]
 pub(crate) struct QuantTile<'a> {
+    phase: usize,
     pub(crate) quants: &'a [u8],
     pub(crate) scales: &'a [u8],
     pub(crate) supers: &'a [u8],
+}
+
+impl QuantTile<'_> {
+    /// Index of the super scales of a block.
+    #[inline(always)]
+    pub(crate) fn super_block(&self, block: usize) -> usize {
+        (block + self.phase) / SUPER
+    }
 }
 
 /// Bytes per tile of the three planes.
@@ -37,11 +48,11 @@ struct TileBytes {
 }
 
 impl TileBytes {
-    fn of(format: QuantFormat, blocks: usize) -> Self {
+    fn of(format: QuantFormat, blocks: usize, phase: usize) -> Self {
         with_format!(format, F => Self {
             quants: F::QUANT_BYTES * blocks,
             scales: F::SCALE_BYTES * blocks,
-            supers: F::SUPER_BYTES * blocks.div_ceil(SUPER),
+            supers: F::SUPER_BYTES * (blocks + phase).div_ceil(SUPER),
         })
     }
 }
@@ -55,10 +66,12 @@ impl QuantPart {
     ) -> Result<Self, BackendError> {
         let blocks = view.columns / BLOCK;
         let tiles = view.rows.div_ceil(TILE);
-        let bytes = TileBytes::of(format, blocks);
+        let phase = view.first_column / BLOCK % SUPER;
+        let bytes = TileBytes::of(format, blocks, phase);
         let mut part = Self {
             format,
             blocks,
+            phase,
             quants: AlignedBuffer::zeroed(tiles * bytes.quants, view.name)?,
             scales: AlignedBuffer::zeroed(tiles * bytes.scales, view.name)?,
             supers: AlignedBuffer::zeroed(tiles * bytes.supers, view.name)?,
@@ -97,8 +110,9 @@ impl QuantPart {
 
     /// One tile.
     pub(crate) fn tile(&self, tile: usize) -> QuantTile<'_> {
-        let bytes = TileBytes::of(self.format, self.blocks);
+        let bytes = TileBytes::of(self.format, self.blocks, self.phase);
         QuantTile {
+            phase: self.phase,
             quants: &self.quants[tile * bytes.quants..][..bytes.quants],
             scales: &self.scales[tile * bytes.scales..][..bytes.scales],
             supers: &self.supers[tile * bytes.supers..][..bytes.supers],
@@ -119,18 +133,22 @@ fn pack_tile<F: Format>(
     scales: &mut [u8],
     supers: &mut [u8],
 ) {
-    let row_bytes = view.data.len() / view.rows;
+    let row_bytes = view.row_bytes();
     let first = tile * TILE;
+    let first_block = view.first_column / BLOCK;
+    let phase = first_block % SUPER;
     for output in 0..TILE.min(view.rows - first) {
         let row = &view.data[(first + output) * row_bytes..][..row_bytes];
         let planes =
             quants.chunks_exact_mut(F::QUANT_BYTES).zip(scales.chunks_exact_mut(F::SCALE_BYTES));
         for (block, (quants, scales)) in planes.enumerate() {
-            let values = sub_block(view.kind, row, block);
+            let values = sub_block(view.kind, row, first_block + block);
             put_quants::<F>(&values, quants, output);
             put_scales::<F>(&values, scales, output);
-            if F::SUPER_BYTES > 0 && block.is_multiple_of(SUPER) {
-                put_supers::<F>(&values, &mut supers[block / SUPER * F::SUPER_BYTES..], output);
+            // The first block of a super-block, or of the range.
+            if F::SUPER_BYTES > 0 && (block == 0 || (block + phase).is_multiple_of(SUPER)) {
+                let at = (block + phase) / SUPER * F::SUPER_BYTES;
+                put_supers::<F>(&values, &mut supers[at..], output);
             }
         }
     }

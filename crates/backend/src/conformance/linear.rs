@@ -44,10 +44,21 @@ fn run<B: Backend>(
     bias: Option<&[f32]>,
     input: &[f32],
 ) -> Vec<f32> {
-    let columns = parts[0].columns;
-    let outputs = parts.iter().map(|part| part.rows).sum();
     let views: Vec<_> = parts.iter().map(Matrix::view).collect();
-    let weight = backend.pack_linear(&views, split).expect("a good weight");
+    run_views(backend, &views, split, bias, input)
+}
+
+/// As [`run`].
+fn run_views<B: Backend>(
+    backend: &mut B,
+    views: &[WeightView<'_>],
+    split: InnerSplit,
+    bias: Option<&[f32]>,
+    input: &[f32],
+) -> Vec<f32> {
+    let columns = views[0].columns;
+    let outputs = views.iter().map(|view| view.rows).sum();
+    let weight = backend.pack_linear(views, split).expect("a good weight");
     let bias = bias.map(|bias| backend.vector(bias).expect("a vector"));
     let mut from = backend.tensor(RowSet::Tokens, columns).expect("a tensor");
     let mut to = backend.tensor(RowSet::Tokens, outputs).expect("a tensor");
@@ -105,6 +116,44 @@ pub(super) fn fused_parts<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances
         let got = run(&mut make(limits()), &parts, InnerSplit { segments: 4 }, Some(&bias), &input);
         let want = run(&mut oracle(), &parts, InnerSplit { segments: 4 }, Some(&bias), &input);
         assert_near(&got, &want, tolerances.quantized, "fused parts");
+    }
+}
+
+/// Ranks that hold ranges of the columns, joined by the tree, have the bits of the whole layer; a
+/// range may begin inside a super-block of 256.
+pub(super) fn shards_join_to_the_whole<B: Backend>(make: Make<'_, B>) {
+    const ROWS: usize = 11;
+    for kind in KINDS {
+        // 1,280 columns are five super-blocks: every shard but the first begins inside of one.
+        for (columns, segments, ranks) in [(1280, 8, 8), (1280, 4, 2), (768, 2, 2), (1280, 8, 4)] {
+            let matrix = Matrix::random(kind, 35, columns, 8);
+            let input = random_values(ROWS * columns, 9);
+            let split = InnerSplit { segments };
+            let parts = std::slice::from_ref(&matrix);
+            let want = run(&mut make(limits()), parts, split, None, &input);
+            let width = columns / ranks;
+            let mut partials: Vec<Vec<f32>> = (0..ranks)
+                .map(|rank| {
+                    let range = rank * width..(rank + 1) * width;
+                    let view = matrix.view().with_columns(range.clone());
+                    let rows = input.chunks(columns).flat_map(|row| &row[range.clone()]);
+                    let input: Vec<f32> = rows.copied().collect();
+                    let split = InnerSplit { segments: segments / ranks };
+                    run_views(&mut make(limits()), &[view], split, None, &input)
+                })
+                .collect();
+            while partials.len() > 1 {
+                let pairs = partials.chunks(2);
+                partials = pairs
+                    .map(|pair| pair[0].iter().zip(&pair[1]).map(|(a, b)| a + b).collect())
+                    .collect();
+            }
+            assert_same(
+                &partials[0],
+                &want,
+                &format!("{kind:?}: {columns} columns, {ranks} ranks"),
+            );
+        }
     }
 }
 

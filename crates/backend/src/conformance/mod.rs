@@ -41,9 +41,11 @@ pub type Make<'a, B> = &'a dyn Fn(BackendLimits) -> B;
 pub fn run_all<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
     linear::shapes(make, tolerances);
     linear::fused_parts(make, tolerances);
+    linear::shards_join_to_the_whole(make);
     linear::rows_are_independent(make);
     linear::bad_weights_are_refused(make);
     rows::embedding(make, tolerances);
+    rows::embedding_parts(make);
     rows::norm(make, tolerances);
     rows::activations(make, tolerances);
     rows::norm_in_place(make, tolerances);

@@ -26,6 +26,33 @@ pub(super) fn embedding<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) 
     }
 }
 
+/// A rank's part of a table gives the bits of the whole for its tokens, and elsewhere a value that
+/// changes no bit of another rank's in a sum.
+pub(super) fn embedding_parts<B: Backend>(make: Make<'_, B>) {
+    for kind in [WeightKind::Bf16, WeightKind::Q6K] {
+        let data: Vec<u8> = (0..50).flat_map(|row| random_row(kind, 512, 0.1, row)).collect();
+        let whole = WeightView::whole("table", kind, 50, 512, &data);
+        let tokens: Vec<u32> = (0..37).map(|i| i * 31 % 50).collect();
+        let mut backend = make(limits());
+        let mut run = |view: &WeightView<'_>, first_token| {
+            let table = backend.pack_table(view, first_token).expect("a good table");
+            let mut out = backend.tensor(RowSet::Tokens, 512).expect("a tensor");
+            TestStep::rows(tokens.len()).with_tokens(&tokens).begin(&mut backend, &[]);
+            backend.embed(&mut out, &table, -0.5);
+            backend.read(&out)
+        };
+        let want = run(&whole, 0);
+        let parts = [0..16, 16..48, 48..50].map(|rows| {
+            let first_token = rows.start as u32;
+            run(&whole.with_rows(rows), first_token)
+        });
+        let [a, b, c] = &parts;
+        let sums: Vec<f32> = a.iter().zip(b).zip(c).map(|((a, b), c)| a + b + c).collect();
+        let is_same = sums.iter().zip(&want).all(|(sum, want)| sum.to_bits() == want.to_bits());
+        assert!(is_same, "{kind:?}: zeros keep their signs, too");
+    }
+}
+
 /// The norm with and without a residual to add.
 pub(super) fn norm<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
     fn run<B: Backend>(
