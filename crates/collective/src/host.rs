@@ -22,11 +22,11 @@ pub trait Collective<B: Backend>: Send {
     ) -> Result<(), CollectiveError>;
 
     /// Rank 0's `whole` becomes the ranks' columns side by side: `columns` says by rank which of them
-    /// its `own` holds. Other ranks' `whole` stays as it is.
+    /// its `own` holds. Other ranks need none.
     fn gather_columns(
         &mut self,
         backend: &mut B,
-        whole: &mut B::Tensor,
+        whole: Option<&mut B::Tensor>,
         own: &B::Tensor,
         columns: &[Range<usize>],
     ) -> Result<(), CollectiveError>;
@@ -51,7 +51,7 @@ impl<B: Backend> Collective<B> for Alone {
     fn gather_columns(
         &mut self,
         _: &mut B,
-        _: &mut B::Tensor,
+        _: Option<&mut B::Tensor>,
         _: &B::Tensor,
         _: &[Range<usize>],
     ) -> Result<(), CollectiveError> {
@@ -93,7 +93,7 @@ impl<B: HostBackend, T: Transport> Collective<B> for HostCollective<T> {
     fn gather_columns(
         &mut self,
         backend: &mut B,
-        whole: &mut B::Tensor,
+        whole: Option<&mut B::Tensor>,
         own: &B::Tensor,
         columns: &[Range<usize>],
     ) -> Result<(), CollectiveError> {
@@ -102,10 +102,12 @@ impl<B: HostBackend, T: Transport> Collective<B> for HostCollective<T> {
         let rows = own.len() / columns[self.transport.shard().rank as usize].len();
         self.lens.clear();
         self.lens.extend(columns.iter().map(|range| rows * range.len()));
-        let whole = backend.host_rows_mut(whole);
+        let mut whole = whole.map(|whole| backend.host_rows_mut(whole));
+        assert_eq!(whole.is_some(), self.transport.shard().rank == 0, "rank 0 gathers");
         self.transport.gather(own, &self.lens, &mut |rank, mut offset, mut part| {
             // A part may begin and end anywhere in the rank's rows.
             let range = &columns[rank];
+            let Some(whole) = whole.as_mut() else { return };
             while !part.is_empty() {
                 let (row, column) = (offset / range.len(), offset % range.len());
                 let (now, later) = part.split_at(part.len().min(range.len() - column));

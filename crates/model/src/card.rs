@@ -6,7 +6,7 @@ use oarlock_types::{
 
 use crate::ModelError;
 use crate::families;
-use crate::gguf::{Header, Metadata, Value};
+use crate::gguf::{Header, Metadata, TensorInfo, Value};
 
 /// Control tokens by which known chat models end an answer. A file names one of them as its end of
 /// sequence and often forgets the others.
@@ -35,13 +35,12 @@ pub(crate) fn read(header: &Header) -> Result<ModelCard, ModelError> {
     let by_default = matches!(tokenizer, Some(TokenizerSource::SentencePiece(_)));
     let add_bos = metadata.find_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(by_default);
     let architecture = metadata.str("general.architecture")?.to_owned();
-    let parameters = |info: &crate::gguf::TensorInfo| info.rows as u64 * info.columns as u64;
     Ok(ModelCard {
         name: metadata.find_str("general.name")?.unwrap_or(&architecture).to_owned(),
         architecture,
         vocab_size: spec.vocab_size as u32,
         context_length: spec.context_length as u32,
-        num_parameters: header.tensors.values().map(parameters).sum(),
+        num_parameters: header.tensors.values().map(TensorInfo::parameters).sum(),
         tokenizer,
         chat_template: metadata.find_str("tokenizer.chat_template")?.map(str::to_owned),
         eos_token_ids,

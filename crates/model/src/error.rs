@@ -16,8 +16,8 @@ pub enum ModelError {
         /// The system's word.
         source: std::io::Error,
     },
-    /// The file is no GGUF file, or a damaged one.
-    #[error("{path} is not a usable GGUF file: {reason}")]
+    /// The file or folder holds no model, or a damaged one.
+    #[error("{path} is not a usable model: {reason}")]
     Format {
         /// The file.
         path: PathBuf,
@@ -47,6 +47,17 @@ pub enum ModelError {
         name: String,
         /// What is wrong.
         reason: String,
+    },
+    /// The model cannot be cut into so many ranks.
+    #[error(
+        "--tensor-parallel {ranks}: this model can be cut into {allowed} (its heads, segments and \
+         vocabulary do not divide otherwise)"
+    )]
+    TensorParallel {
+        /// What was asked for.
+        ranks: u32,
+        /// Comma-separated.
+        allowed: String,
     },
     /// The backend cannot hold it.
     #[error(transparent)]

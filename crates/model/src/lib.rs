@@ -18,10 +18,15 @@ mod error;
 mod families;
 mod gguf;
 mod hash;
+mod hugging_face;
+mod layer;
 mod mapping;
+mod sharding;
+mod trace;
 mod weights;
 
 pub use checkpoint::{Checkpoint, inspect, load};
-pub use decoder::Decoder;
+pub use decoder::{Decoder, StepError};
 pub use error::ModelError;
 pub use hash::hash_file;
+pub use trace::{TraceRecord, Tracer};

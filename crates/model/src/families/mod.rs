@@ -51,6 +51,39 @@ pub(crate) struct WindowedLayers {
     pub(crate) rope_theta: f32,
 }
 
+/// Fixtures of tests.
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The shape of Qwen2.5-0.5B.
+    pub(crate) fn demo_spec() -> DecoderSpec {
+        DecoderSpec {
+            num_layers: 24,
+            hidden: 896,
+            num_heads: 14,
+            num_kv_heads: 2,
+            head_dim: 64,
+            feed_forward: 4864,
+            vocab_size: 151_936,
+            context_length: 32_768,
+            norm_eps: 1e-6,
+            rope_theta: 1e6,
+            rope_divisor: 1.0,
+            rotary_style: RotaryStyle::Half,
+            windowed: None,
+            qkv_bias: true,
+            head_norms: false,
+            post_norms: false,
+            activation: Activation::Silu,
+            embedding_scale: 1.0,
+            attention_scale: 0.125,
+            attention_soft_cap: None,
+            logit_soft_cap: None,
+        }
+    }
+}
+
 /// The family's description of the model that `metadata` belong to.
 pub(crate) fn spec(metadata: &Metadata) -> Result<DecoderSpec, ModelError> {
     let spec = match metadata.str("general.architecture")? {
@@ -80,7 +113,7 @@ const MAX_VOCABULARY: usize = (1 << 19) - 1;
 
 /// Bounds that every backend relies on, each generous for any known model: a damaged header must not
 /// ask for more memory than there is.
-fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
+pub(crate) fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
     let limits = [
         ("block_count", spec.num_layers, 1024),
         ("embedding_length", spec.hidden, 1 << 17),

@@ -33,6 +33,13 @@ pub(crate) struct TensorInfo {
     pub(crate) range: Range<usize>,
 }
 
+impl TensorInfo {
+    /// Values of the tensor.
+    pub(crate) fn parameters(&self) -> u64 {
+        self.rows as u64 * self.columns as u64
+    }
+}
+
 /// Parses the header at the start of `bytes`, the whole file.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Header, String> {
     let mut cursor = Cursor::new(bytes);

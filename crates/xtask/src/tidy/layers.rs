@@ -80,7 +80,7 @@ const OWNED: [(&str, &[&str]); 7] = [
 ];
 
 /// Crates that may handle JSON outside of tests.
-const JSON: [&str; 7] = ["gateway", "text", "cli", "bench", "xtask", "testkit", "fuzz"];
+const JSON: [&str; 8] = ["gateway", "model", "text", "cli", "bench", "xtask", "testkit", "fuzz"];
 
 /// What the rules need to know of a package.
 pub(super) struct Package {

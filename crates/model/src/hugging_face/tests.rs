@@ -1,0 +1,1 @@
+//! Folders that are damaged or not supported.

@@ -1,0 +1,137 @@
+//! Checksums of what a decoder computes, to find the first operation in which two runs differ.
+
+use std::ops::Range;
+
+use oarlock_backend::Backend;
+
+use crate::sharding::RankRanges;
+
+/// The checksum of one unit of one row, after one operation. Units are such that the records of all
+/// ranks together are those of one rank: heads of queries, keys and values, segments of the
+/// feed-forward width, and whole rows elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceRecord {
+    /// Row of the step.
+    pub row: u32,
+    /// The layer; `None` before the first and after the last.
+    pub layer: Option<u32>,
+    /// What was computed.
+    pub operation: &'static str,
+    /// Which unit of the row.
+    pub part: u32,
+    /// FNV-1a (64 bits) over the bits of the unit's float32 values.
+    pub checksum: u64,
+}
+
+/// Hears of every operation of every step, in order.
+pub trait Tracer: Send {
+    /// One unit of one row.
+    fn record(&mut self, record: TraceRecord);
+}
+
+/// Where a decoder's records go, if anywhere.
+#[derive(Default)]
+pub(crate) struct Trace {
+    tracer: Option<Box<dyn Tracer>>,
+    pub(crate) layer: Option<u32>,
+}
+
+impl Trace {
+    pub(crate) fn set(&mut self, tracer: Box<dyn Tracer>) {
+        self.tracer = Some(tracer);
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        self.tracer.is_some()
+    }
+
+    /// Whole rows.
+    pub(crate) fn rows<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        operation: &'static str,
+        tensor: &B::Tensor,
+        width: usize,
+    ) {
+        self.units(backend, operation, tensor, width, &[(0, 0..width)]);
+    }
+
+    /// A row of `qkv`, or of attention outputs where `width` says that there are no keys and values.
+    pub(crate) fn heads<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        operation: &'static str,
+        tensor: &B::Tensor,
+        (ranges, head_dim): (&RankRanges, usize),
+        with_keys: bool,
+    ) {
+        if !self.is_on() {
+            return;
+        }
+        // Keys and values are numbered far behind queries, whatever their number.
+        const KEYS: usize = 1 << 16;
+        let mut parts: Vec<usize> = ranges.heads.clone().collect();
+        if with_keys {
+            parts.extend(ranges.kv_heads.clone().map(|head| KEYS + head));
+            parts.extend(ranges.kv_heads.clone().map(|head| 2 * KEYS + head));
+        }
+        let unit = |(at, part): (usize, &usize)| (*part as u32, at * head_dim..(at + 1) * head_dim);
+        let units: Vec<_> = parts.iter().enumerate().map(unit).collect();
+        self.units(backend, operation, tensor, parts.len() * head_dim, &units);
+    }
+
+    /// Rows of the feed-forward width, `copies` of it side by side, cut into segments of `unit` columns.
+    pub(crate) fn segments<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        operation: &'static str,
+        tensor: &B::Tensor,
+        (range, unit): (&Range<usize>, usize),
+        copies: usize,
+    ) {
+        if !self.is_on() {
+            return;
+        }
+        const COPY: usize = 1 << 16;
+        let (len, first) = (range.len(), range.start / unit);
+        let units: Vec<_> = (0..copies)
+            .flat_map(|copy| {
+                (0..len / unit).map(move |segment| {
+                    let start = copy * len + segment * unit;
+                    ((copy * COPY + first + segment) as u32, start..start + unit)
+                })
+            })
+            .collect();
+        self.units(backend, operation, tensor, copies * len, &units);
+    }
+
+    fn units<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        operation: &'static str,
+        tensor: &B::Tensor,
+        width: usize,
+        units: &[(u32, Range<usize>)],
+    ) {
+        let Some(tracer) = &mut self.tracer else { return };
+        let values = backend.read(tensor);
+        for (row, values) in values.chunks(width).enumerate() {
+            for (part, range) in units {
+                tracer.record(TraceRecord {
+                    row: row as u32,
+                    layer: self.layer,
+                    operation,
+                    part: *part,
+                    checksum: checksum(&values[range.clone()]),
+                });
+            }
+        }
+    }
+}
+
+fn checksum(values: &[f32]) -> u64 {
+    let bytes = values.iter().flat_map(|value| value.to_bits().to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
