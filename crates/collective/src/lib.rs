@@ -6,8 +6,12 @@
 
 mod error;
 mod host;
+mod local;
+mod operation;
 mod transport;
+mod tree;
 
 pub use error::CollectiveError;
 pub use host::{Alone, Collective, HostCollective};
+pub use local::{LocalTransport, local_group};
 pub use transport::Transport;
