@@ -10,6 +10,7 @@ mod host;
 mod local;
 mod operation;
 mod shared_memory;
+mod tcp;
 mod transport;
 mod tree;
 
@@ -17,4 +18,5 @@ pub use error::CollectiveError;
 pub use host::{Alone, Collective, HostCollective};
 pub use local::{LocalTransport, local_group};
 pub use shared_memory::{Segment, SharedMemory};
+pub use tcp::{Tcp, TcpRendezvous};
 pub use transport::Transport;

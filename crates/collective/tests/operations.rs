@@ -101,3 +101,12 @@ proptest! {
         check(Kind::SharedMemory, &trace, seed, ranks);
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn tcp(trace in prop::collection::vec(operation(), 1..30), seed: u64, ranks in ranks()) {
+        check(Kind::Tcp, &trace, seed, ranks);
+    }
+}

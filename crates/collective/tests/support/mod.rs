@@ -2,11 +2,12 @@
 
 #![allow(dead_code, reason = "every test uses some of it")]
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use oarlock_collective::{Segment, SharedMemory, Transport, local_group};
+use oarlock_collective::{Segment, SharedMemory, Tcp, TcpRendezvous, Transport, local_group};
 use oarlock_types::Shard;
 
 /// Longer than any stall of a test that should pass, on any machine.
@@ -36,6 +37,7 @@ pub(crate) fn shards(ranks: u32) -> impl Iterator<Item = Shard> {
 pub(crate) enum Kind {
     Local,
     SharedMemory,
+    Tcp,
 }
 
 impl Kind {
@@ -45,6 +47,7 @@ impl Kind {
                 local_group(ranks).into_iter().map(|one| Box::new(one) as Boxed).collect()
             }
             Self::SharedMemory => shared_memory(ranks, deadline),
+            Self::Tcp => tcp(ranks, deadline),
         }
     }
 }
@@ -57,6 +60,25 @@ fn shared_memory(ranks: u32, deadline: Duration) -> Vec<Boxed> {
         let threads: Vec<_> = shards(ranks)
             .map(|shard| scope.spawn(move || Box::new(join(shard)) as Boxed))
             .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+pub(crate) const SECRET: [u8; 16] = *b"sixteen secrets!";
+
+fn tcp(ranks: u32, deadline: Duration) -> Vec<Boxed> {
+    let bind = |_| TcpRendezvous::bind(Ipv4Addr::LOCALHOST.into()).unwrap();
+    let rendezvous: Vec<_> = (0..ranks).map(bind).collect();
+    let peers: Vec<_> = rendezvous.iter().map(|one| one.addresses().to_vec()).collect();
+    let peers = &peers;
+    thread::scope(|scope| {
+        let connect = |(shard, rendezvous)| {
+            scope.spawn(move || {
+                let connected = Tcp::connect(rendezvous, shard, peers, SECRET, 7, deadline);
+                Box::new(connected.unwrap()) as Boxed
+            })
+        };
+        let threads: Vec<_> = shards(ranks).zip(rendezvous).map(connect).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }
