@@ -18,8 +18,7 @@ pub(crate) fn to_word(error: &CollectiveError, own: u32) -> u64 {
             let milliseconds = Duration::try_from_secs_f64(seconds).unwrap_or_default();
             (STALLED, rank, milliseconds.as_millis().min(u128::from(u32::MAX)) as u64)
         }
-        // Its peers see for themselves who differs; whoever does not is told who complained.
-        CollectiveError::Diverged { .. } => (DIVERGED, own, 0),
+        CollectiveError::Diverged { rank, .. } => (DIVERGED, rank, 0),
         CollectiveError::Io { .. } => (GAVE_UP, own, 0),
     };
     kind << 56 | u64::from(rank) << 32 | milliseconds
@@ -39,7 +38,7 @@ pub(crate) fn from_word(word: u64, ranks: u32) -> Option<CollectiveError> {
             Some(CollectiveError::Stalled { rank, seconds })
         }
         DIVERGED => {
-            let detail = "it found its peers at another one".to_owned();
+            let detail = "a peer found it there".to_owned();
             Some(CollectiveError::Diverged { rank, detail })
         }
         _ => None,

@@ -102,6 +102,8 @@ impl Links {
         self.state.own().waiting_for.store(0, Ordering::Relaxed);
         result.map_err(|error| {
             self.state.fail(&error);
+            // Peers are told why before they see that the connections of values end.
+            self.state.leave();
             self.streams.clear();
             match error {
                 CollectiveError::Diverged { .. } | CollectiveError::Io { .. } => error,
@@ -157,10 +159,10 @@ impl Links {
                 continue;
             }
             self.state.own().waiting_for.store(peer as u64 + 1, Ordering::Relaxed);
-            if let Some(error) = self.state.failure() {
-                if failing.get_or_insert_with(Instant::now).elapsed() > GRACE {
-                    return Err(error);
-                }
+            if let Some(error) = self.state.failure()
+                && failing.get_or_insert_with(Instant::now).elapsed() > GRACE
+            {
+                return Err(error);
             }
             let num_moved = receiving.as_ref().map_or(0, |receiving| receiving.num_moved)
                 + sending.as_ref().map_or(0, |sending| sending.num_moved);

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "every test uses some of it")]
 
+pub(crate) mod processes;
+
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::thread;
