@@ -42,3 +42,8 @@ pub enum CollectiveError {
         source: std::io::Error,
     },
 }
+
+/// The system refused `what`.
+pub(crate) fn io(what: impl Into<String>, source: impl Into<std::io::Error>) -> CollectiveError {
+    CollectiveError::Io { what: what.into(), source: source.into() }
+}

@@ -5,9 +5,18 @@
 //! whose tensors lie in host memory.
 
 mod error;
+mod failure;
 mod host;
+mod local;
+mod operation;
+mod shared_memory;
+mod tcp;
 mod transport;
+mod tree;
 
 pub use error::CollectiveError;
 pub use host::{Alone, Collective, HostCollective};
+pub use local::{LocalTransport, local_group};
+pub use shared_memory::{Segment, SharedMemory};
+pub use tcp::{Tcp, TcpRendezvous};
 pub use transport::Transport;

@@ -10,8 +10,9 @@ use super::Finding;
 /// Lines of a Rust file, tests included.
 const MAX_LINES: usize = 500;
 
-/// Crates with code that the compiler cannot check: vector instructions and mapped files.
-const UNSAFE_CRATES: [&str; 2] = ["backend-cpu", "model"];
+/// Crates with code that the compiler cannot check: vector instructions, mapped files, and memory that
+/// processes share.
+const UNSAFE_CRATES: [&str; 3] = ["backend-cpu", "collective", "model"];
 
 /// Folders with nothing of ours in them.
 const SKIPPED: [&str; 4] = [".git", "target", "__pycache__", "node_modules"];
