@@ -27,11 +27,6 @@ impl Config {
         Ok(Self(value))
     }
 
-    #[cfg(test)]
-    pub(crate) fn of(value: Value) -> Self {
-        Self(value)
-    }
-
     /// A field that is there and not null.
     pub(crate) fn get(&self, field: &str) -> Option<&Value> {
         self.0.get(field).filter(|value| !value.is_null())

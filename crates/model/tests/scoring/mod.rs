@@ -4,6 +4,7 @@
 use oarlock_backend::{
     Backend, BackendLimits, BlockTables, ChunkRows, LogitKind, LogitRow, StepInput,
 };
+use oarlock_collective::Alone;
 use oarlock_model::{Checkpoint, Decoder, load};
 use oarlock_types::{BLOCK_TOKENS, BlockId, SlotId, TokenId, TokenScore};
 use serde_json::Value;
@@ -26,7 +27,8 @@ pub(crate) struct Model<B: Backend> {
 
 impl<B: Backend> Model<B> {
     pub(crate) fn load(checkpoint: &Checkpoint, mut backend: B, num_blocks: usize) -> Self {
-        let decoder = load(checkpoint, &mut backend, num_blocks, &mut |_| ()).unwrap();
+        let alone = Box::new(Alone);
+        let decoder = load(checkpoint, &mut backend, alone, num_blocks, &mut |_| ()).unwrap();
         Self { backend, decoder, num_blocks }
     }
 
