@@ -165,8 +165,7 @@ fn cpu(threads: usize) -> CpuBackend {
 fn prompts(lens: &[usize], seed: u32) -> Vec<Vec<TokenId>> {
     let token = |slot: usize, at: usize| {
         TokenId(
-            (slot as u32 * 7919 + at as u32 * 104_729 + seed * 31).wrapping_mul(2_654_435_761)
-                % 64,
+            (slot as u32 * 7919 + at as u32 * 104_729 + seed * 31).wrapping_mul(2_654_435_761) % 64,
         )
     };
     lens.iter()
