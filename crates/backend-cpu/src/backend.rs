@@ -7,7 +7,8 @@ use oarlock_backend::oracle::{check_view, rotary_tables};
 use oarlock_backend::quant::dequantize_row;
 use oarlock_backend::{
     Activation, AttentionParams, Backend, BackendError, BackendLimits, HostBackend, InnerSplit,
-    KvCacheShape, RotaryStyle, RowResult, RowSet, StepInput, StepRecord, WeightKind, WeightView,
+    KvCacheShape, Progress, RotaryStyle, RowResult, RowSet, StepInput, StepRecord, WeightKind,
+    WeightView,
 };
 use oarlock_types::{BLOCK_TOKENS, SlotError};
 
@@ -107,6 +108,11 @@ impl CpuBackend {
     /// Threads, the caller's included.
     pub fn threads(&self) -> usize {
         self.pool.threads()
+    }
+
+    /// From now on work advances this count, also inside of long operations. The first call counts.
+    pub fn set_progress(&mut self, progress: Progress) {
+        self.pool.set_progress(progress);
     }
 
     fn rows(&self, set: RowSet) -> usize {

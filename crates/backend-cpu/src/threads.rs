@@ -9,8 +9,10 @@ use std::hint::spin_loop;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{JoinHandle, Thread, current, park};
+
+use oarlock_backend::Progress;
 
 /// Rounds of waiting before a thread sleeps: some 30 µs.
 const SPINS: u32 = 2000;
@@ -39,6 +41,8 @@ struct Shared {
     job: UnsafeCell<Option<JobPointer>>,
     /// First panic of the current job.
     panic: Mutex<Option<String>>,
+    /// What every range of a job advances.
+    progress: OnceLock<Progress>,
 }
 
 #[derive(Clone)]
@@ -72,6 +76,7 @@ impl ThreadPool {
             stop: AtomicBool::new(false),
             job: UnsafeCell::new(None),
             panic: Mutex::new(None),
+            progress: OnceLock::new(),
         });
         let mut pool = Self { shared, helpers: Vec::with_capacity(threads - 1) };
         for index in 1..threads {
@@ -87,6 +92,16 @@ impl ThreadPool {
         self.helpers.len() + 1
     }
 
+    /// From now on work advances this; the first call counts.
+    pub(crate) fn set_progress(&self, progress: Progress) {
+        let _ = self.shared.progress.set(progress);
+    }
+
+    /// What work advances, for ranges that take long.
+    pub(crate) fn progress(&self) -> Option<Progress> {
+        self.shared.progress.get().cloned()
+    }
+
     /// Runs `job(thread, range)` until ranges of at most `chunk` have covered `0..items` once, and waits.
     /// The message of a panic is the error; other ranges still run.
     ///
@@ -95,6 +110,9 @@ impl ThreadPool {
     pub(crate) fn run(&mut self, items: usize, chunk: usize, job: &Job<'_>) -> Result<(), String> {
         let shared = &*self.shared;
         let chunk = chunk.max(1);
+        if let Some(progress) = shared.progress.get() {
+            progress.advance();
+        }
         if self.helpers.is_empty() || items <= chunk {
             return catch_unwind(AssertUnwindSafe(|| job(0, 0..items)))
                 .map_err(|panic| panic_message(&*panic));
@@ -183,6 +201,9 @@ impl Shared {
                 return;
             }
             let range = first..job.items.min(first + job.chunk);
+            if let Some(progress) = self.progress.get() {
+                progress.advance();
+            }
             // SAFETY: `run` keeps the job borrowed until all have left it.
             let body = unsafe { &*job.job };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(index, range))) {

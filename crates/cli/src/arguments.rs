@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use oarlock_engine::Collective;
 use oarlock_worker::InstructionSet;
 
 use crate::keys::KeysArguments;
@@ -66,15 +67,15 @@ pub(crate) enum FetchCommand {
 pub(crate) enum Model {
     /// The demo model, fetched on first use.
     Demo,
-    /// A weight file.
-    File(PathBuf),
+    /// A weight file, or a folder.
+    Path(PathBuf),
 }
 
 impl FromStr for Model {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(if text == "demo" { Self::Demo } else { Self::File(PathBuf::from(text)) })
+        Ok(if text == "demo" { Self::Demo } else { Self::Path(PathBuf::from(text)) })
     }
 }
 
@@ -83,8 +84,11 @@ impl Model {
     pub(crate) fn default_name(&self) -> String {
         match self {
             Self::Demo => "demo".to_owned(),
-            Self::File(path) => {
-                path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+            // A folder's name may have dots; a file's ending says nothing.
+            Self::Path(path) => {
+                let absolute = path.canonicalize().unwrap_or_else(|_| path.clone());
+                let name = if absolute.is_dir() { absolute.file_name() } else { path.file_stem() };
+                name.unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
             }
         }
     }
@@ -93,7 +97,8 @@ impl Model {
 /// Options of `oarlock serve`.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArguments {
-    /// A GGUF file, or `demo`: Qwen2.5-Coder-0.5B-Instruct, fetched once.
+    /// A GGUF file; a folder as on the Hugging Face hub (config.json, safetensors and, for texts,
+    /// tokenizer.json); or `demo`: Qwen2.5-Coder-0.5B-Instruct, fetched once.
     #[arg(long, value_name = "PATH|demo")]
     pub(crate) model: Model,
     /// Address to listen on. Others than loopback reach the network: give them --keys.
@@ -137,6 +142,30 @@ pub(crate) struct ServeArguments {
     /// cache holds.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) max_sequence_tokens: u32,
+    /// Worker processes that hold the model together, each a part of it: 1, 2, 4 or 8. What a model
+    /// allows depends on its heads; answers have the same bits at every degree.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = ranks)]
+    pub(crate) tensor_parallel: u32,
+    /// How workers reach each other: auto (shared memory on one host, otherwise TCP), shared-memory, tcp.
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub(crate) collective: CollectiveArgument,
+    /// Words before the command of each worker, in which `{rank}` becomes its number: a program that
+    /// becomes the worker in the end, such as `numactl --cpunodebind={rank}` or `ip netns exec
+    /// node{rank}`. The worker must have this one as its parent.
+    #[arg(long, value_name = "WORDS", value_parser = words)]
+    pub(crate) worker_launcher: Option<Words>,
+    /// Seconds that a worker may give no sign of life, or make no progress inside of a step, before all
+    /// workers are replaced. Slow is not stuck: a long prompt makes progress.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0, value_parser = stall_seconds)]
+    pub(crate) stall_seconds: f32,
+    /// Steps that may be on their way to the workers at the same time: 1 or 2. With 2 the next step
+    /// waits at the workers' door.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=2))]
+    pub(crate) max_plans_in_flight: u32,
+    /// A folder in which each worker writes checksums of all that it computes. Slow; for `oarlock
+    /// debug compare`.
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub(crate) trace: Option<PathBuf>,
     /// Seconds that running requests may take to finish after SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub(crate) drain_seconds: u64,
@@ -154,7 +183,7 @@ pub(crate) struct ServeArguments {
 /// Options of the CPU backend.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CpuArguments {
-    /// Threads that compute; 0: one per core.
+    /// Threads that compute, divided over the workers; 0: one per core, and at least one per worker.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) threads: usize,
     /// Instruction set of the kernels: auto, portable, avx2, avx512 or amx. All give the same bits.
@@ -180,12 +209,24 @@ impl CpuArguments {
         })
     }
 
-    /// The same options for a worker's command line.
-    pub(crate) fn to_arguments(&self) -> Vec<OsString> {
-        let threads = self.threads.to_string();
-        ["--threads", &threads, "--instruction-set", &self.instruction_set]
-            .map(OsString::from)
-            .into()
+    /// The same options for the command line of each of `ranks` workers.
+    pub(crate) fn to_arguments(&self, ranks: u32) -> anyhow::Result<Vec<OsString>> {
+        let threads = self.threads_per_rank(ranks as usize)?.to_string();
+        let words = ["--threads", &threads, "--instruction-set", &self.instruction_set];
+        Ok(words.map(OsString::from).into())
+    }
+
+    fn threads_per_rank(&self, ranks: usize) -> anyhow::Result<usize> {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        match self.threads {
+            0 => Ok((cores() / ranks).max(1)),
+            threads if threads < ranks => {
+                anyhow::bail!(
+                    "--threads {threads}: --tensor-parallel {ranks} needs one for each worker"
+                )
+            }
+            threads => Ok(threads / ranks),
+        }
     }
 }
 
@@ -198,6 +239,55 @@ pub(crate) struct WorkerArguments {
     /// The engine's process id.
     #[arg(long)]
     pub(crate) engine_pid: u32,
+    /// The address at which other workers of the group reach this one, where they are on other hosts.
+    #[arg(long, env = "OARLOCK_COLLECTIVE_HOST", value_name = "IP")]
+    pub(crate) collective_host: Option<IpAddr>,
+    /// Where to write checksums of all that is computed.
+    #[arg(long)]
+    pub(crate) trace: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) cpu: CpuArguments,
+}
+
+/// How workers reach each other.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum CollectiveArgument {
+    /// Shared memory where all are on one host, otherwise TCP.
+    Auto,
+    /// Shared memory.
+    SharedMemory,
+    /// TCP.
+    Tcp,
+}
+
+impl From<CollectiveArgument> for Collective {
+    fn from(argument: CollectiveArgument) -> Self {
+        match argument {
+            CollectiveArgument::Auto => Self::Auto,
+            CollectiveArgument::SharedMemory => Self::SharedMemory,
+            CollectiveArgument::Tcp => Self::Tcp,
+        }
+    }
+}
+
+/// A command line's words.
+#[derive(Clone, Debug)]
+pub(crate) struct Words(pub(crate) Vec<String>);
+
+fn words(text: &str) -> Result<Words, String> {
+    shell_words::split(text).map(Words).map_err(|error| error.to_string())
+}
+
+fn ranks(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(ranks @ (1 | 2 | 4 | 8)) => Ok(ranks),
+        _ => Err("1, 2, 4 or 8 workers are possible".to_owned()),
+    }
+}
+
+fn stall_seconds(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(seconds) if (0.2..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("not a number of seconds from 0.2 to 3600".to_owned()),
+    }
 }

@@ -44,7 +44,7 @@ fn run_serve(arguments: ServeArguments) -> anyhow::Result<()> {
     // Before the runtime starts: fetching blocks, for minutes the first time.
     let model = match &arguments.model {
         Model::Demo => demo_model(arguments.cache.clone())?,
-        Model::File(path) => path.clone(),
+        Model::Path(path) => path.clone(),
     };
     tokio::runtime::Runtime::new()?.block_on(serve::serve(arguments, model))
 }
@@ -69,6 +69,7 @@ fn run_worker(arguments: WorkerArguments) -> anyhow::Result<()> {
             threads: arguments.cpu.threads,
             instruction_set: arguments.cpu.instruction_set()?,
         },
+        collective_host: arguments.collective_host,
     };
     // The runtime only carries messages; the backend has threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -126,13 +126,17 @@ fn engine_options(arguments: &ServeArguments, model: PathBuf) -> anyhow::Result<
     // Checked here, where the person at the terminal sees it at once.
     arguments.cpu.instruction_set()?;
     let mut worker_arguments = vec!["worker".into()];
-    worker_arguments.extend(arguments.cpu.to_arguments());
+    worker_arguments.extend(arguments.cpu.to_arguments(arguments.tensor_parallel)?);
+    if let Some(folder) = &arguments.trace {
+        std::fs::create_dir_all(folder).with_context(|| format!("--trace {}", folder.display()))?;
+    }
     Ok(EngineOptions {
         served_name: served_name(arguments),
         model,
         worker: WorkerCommand {
             program: std::env::current_exe().context("cannot find this executable")?,
             arguments: worker_arguments,
+            launcher: arguments.worker_launcher.clone().map_or_else(Vec::new, |words| words.0),
         },
         max_seqs: arguments.max_seqs,
         max_queued: arguments.max_queued,
@@ -141,6 +145,11 @@ fn engine_options(arguments: &ServeArguments, model: PathBuf) -> anyhow::Result<
         step_tokens: arguments.step_tokens,
         chunk_tokens: arguments.chunk_tokens,
         max_sequence_tokens: arguments.max_sequence_tokens,
+        tensor_parallel: arguments.tensor_parallel,
+        collective: arguments.collective.into(),
+        stall: Duration::from_secs_f32(arguments.stall_seconds),
+        max_plans_in_flight: arguments.max_plans_in_flight,
+        trace: arguments.trace.clone(),
     })
 }
 

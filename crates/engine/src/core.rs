@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use oarlock_rpc::WorkerError;
 use oarlock_scheduler::Limits;
 use oarlock_types::{
@@ -29,9 +28,6 @@ const DEATHS_UNTIL_GIVING_UP: u32 = 8;
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// How often deadlines are looked at while no step does it.
 const DEADLINE_POLL: Duration = Duration::from_millis(100);
-/// While the worker computes one plan the next one waits at its door, so that it never waits for the
-/// engine. More would only delay requests that come meanwhile.
-const MAX_PLANS_IN_FLIGHT: u32 = 2;
 /// Most likely tokens that a request may ask logprobs for.
 const MAX_TOP_LOGPROBS: u32 = 20;
 
@@ -117,7 +113,7 @@ impl Core {
             max_sequence_tokens: worker.limits.max_sequence_tokens,
             vocab_size: worker.card.vocab_size,
             max_queued_tokens: self.options.max_queued_tokens,
-            max_plans_in_flight: MAX_PLANS_IN_FLIGHT,
+            max_plans_in_flight: self.options.max_plans_in_flight,
         };
         let running = Running::new(limits, self.epoch, worker.fingerprint.clone());
         let description = Arc::new(EngineDescription {
@@ -158,15 +154,12 @@ impl Core {
             tokio::select! {
                 // Results first: the device must not wait for a burst of new requests.
                 biased;
-                result = group.results.next() => match result {
-                    Some(Ok(result)) => {
-                        if let Err(reason) = self.commit(running, &result) {
-                            return Ended::Lost(reason);
-                        }
+                result = group.next_result() => {
+                    let committed = result.and_then(|result| self.commit(running, &result));
+                    if let Err(reason) = committed {
+                        return Ended::Lost(reason);
                     }
-                    Some(Err(error)) => return Ended::Lost(error.to_string()),
-                    None => return Ended::Lost("it closed the stream of results".to_owned()),
-                },
+                }
                 command = self.commands.recv(), if !self.closed => self.handle(running, command),
                 Some(id) = self.cancels.recv() => running.cancel(id),
                 _ = deadlines.tick(), if !running.is_idle() => running.expire(self.shared.now()),
@@ -175,11 +168,11 @@ impl Core {
     }
 
     /// Delivers events and sends the next plan, if there is anything to do.
-    fn advance(&mut self, running: &mut Running, group: &Group) -> Result<(), WorkerError> {
+    fn advance(&mut self, running: &mut Running, group: &mut Group) -> Result<(), WorkerError> {
         self.take_waiting(running);
         running.deliver();
         while running.next_plan(self.shared.now()) {
-            group.plans.send(&running.plan)?;
+            group.send(&running.plan)?;
         }
         running.deliver();
         self.publish(running);

@@ -1,23 +1,29 @@
-//! A group of worker processes: start, load, watch, end.
+//! A group of worker processes, one per rank: start, load, watch, end.
 
-use std::path::Path;
-use std::process::Stdio;
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use oarlock_rpc::{PlanSender, ResultStream, WorkerClient, WorkerError};
-use oarlock_types::{Epoch, LoadProgress, WorkerDescription, WorkerLimits};
+use futures::future::{join_all, try_join_all};
+use futures::stream::{BoxStream, SelectAll, StreamExt as _};
+use oarlock_rpc::{PlanSender, WorkerError};
+use oarlock_types::{
+    Epoch, Heartbeat, LoadOptions, LoadProgress, Shard, StepId, StepPlan, StepResult,
+    WorkerDescription,
+};
 use tempfile::TempDir;
-use tokio::process::{Child, ChildStdin, Command};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::EngineOptions;
 use crate::handle::Shared;
+use crate::link::Links;
+use crate::liveness::{Liveness, PATIENCE, Stuck};
+use crate::rank::RankProcess;
 
-/// How long a fresh process may take until its socket is there.
-const SOCKET_DEADLINE: Duration = Duration::from_secs(20);
-/// How often the engine looks for the socket.
-const SOCKET_POLL: Duration = Duration::from_millis(2);
+/// Loading may wait for a slow disk: ticks of a group that loads may be so many seconds in all.
+const LOADING_STALL: Duration = Duration::from_mins(2);
+/// How long the process of a lost rank may take to end by itself, for the reason to be told.
+const EPITAPH: Duration = Duration::from_millis(200);
 
 /// Starts a group, telling the engine's status how loading goes.
 pub(crate) async fn start_group(
@@ -25,111 +31,296 @@ pub(crate) async fn start_group(
     epoch: Epoch,
     shared: Shared,
 ) -> Result<(Group, WorkerDescription), WorkerError> {
-    let limits = options.worker_limits(epoch);
-    let progress = |so_far| shared.status.send_modify(|status| status.loading = so_far);
-    Group::start(&options, limits, progress).await
+    Group::start(&options, epoch, &shared).await
 }
+
+/// What comes from a rank.
+enum Signal {
+    Beat(Result<Heartbeat, WorkerError>),
+    Result(Result<StepResult, WorkerError>),
+    /// A stream ended.
+    Closed,
+}
+
+/// Signals of all ranks, each with its rank.
+type Signals = SelectAll<BoxStream<'static, (usize, Signal)>>;
 
 /// One life of the workers. Dropping it kills them.
 pub(crate) struct Group {
-    child: Child,
-    /// The write end of the worker's standard input: it ends when this closes.
-    lifeline: Option<ChildStdin>,
-    pub(crate) plans: PlanSender,
-    pub(crate) results: ResultStream,
-    /// The folder of the socket; goes with the group.
+    ranks: Vec<RankProcess>,
+    plans: Vec<PlanSender>,
+    signals: Signals,
+    liveness: Liveness,
+    ticks: Interval,
+    stall: Duration,
+    /// Plans sent, and by rank how many were answered.
+    sent: u64,
+    answered: Vec<u64>,
+    /// Rank 0's results that other ranks have not reached yet.
+    results: VecDeque<StepResult>,
+    returned: u64,
+    /// The folder of the sockets; goes with the group.
     _folder: TempDir,
 }
 
 impl Group {
-    /// Starts a worker process and has it load the model.
+    /// Starts the processes of all ranks and has them load the model.
     async fn start(
         options: &EngineOptions,
-        limits: WorkerLimits,
-        progress: impl FnMut(LoadProgress),
+        epoch: Epoch,
+        shared: &Shared,
     ) -> Result<(Self, WorkerDescription), WorkerError> {
-        // The folder is readable by this user only, so nobody else can talk to the worker.
-        let folder = tempfile::Builder::new().prefix("oarlock-").tempdir();
-        let folder = folder
-            .map_err(|error| failed("cannot make a folder for the worker's socket", &error))?;
-        let socket = folder.path().join("worker.sock");
-        let mut child = spawn(options, &socket)?;
-        // Taken out, since waiting for a child closes a standard input that it still has.
-        let lifeline = child.stdin.take();
-        wait_for_socket(&mut child, &socket).await?;
-        let mut client = WorkerClient::new(&socket);
-        let loaded = client.load(&options.model, limits, progress).await;
-        let description = match loaded {
+        // The folder is readable by this user only, so nobody else can talk to the workers.
+        let folder = tempfile::Builder::new().prefix("oarlock-").tempdir().map_err(|error| {
+            WorkerError::Failed(format!("cannot make a folder for the workers' sockets: {error}"))
+        })?;
+        let num_ranks = options.tensor_parallel as usize;
+        let start = |rank| RankProcess::start(options, rank, folder.path());
+        let mut ranks = try_join_all((0..num_ranks).map(start)).await?;
+        let choice = Links::choose(options.collective, &mut ranks, epoch);
+        let links = in_time(options.stall, choice).await?;
+        let tick = options.stall / PATIENCE;
+        let mut beats = Signals::new();
+        for rank in &mut ranks {
+            let number = rank.rank;
+            let stream = in_time(options.stall, rank.client.watch(tick)).await?;
+            let stream = stream.map(move |beat| (number, Signal::Beat(beat)));
+            beats.push(stream.boxed());
+        }
+        let mut ticks = interval(tick);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let loaded = load_all(options, epoch, &mut ranks, links, shared);
+        let still_limit = (LOADING_STALL.as_millis() / tick.as_millis().max(1)) as u32;
+        let loading = Liveness::new(num_ranks, still_limit.max(PATIENCE));
+        let outcome = tokio::select! {
+            outcome = loaded => outcome,
+            reason = watch_loading(&mut beats, &mut ticks, loading, options.stall) => {
+                Err(WorkerError::Lost(reason))
+            }
+        };
+        let description = match outcome {
             Err(WorkerError::Lost(reason)) => {
-                return Err(WorkerError::Lost(epitaph(&mut child, reason).await));
+                return Err(WorkerError::Lost(epitaph(&mut ranks, reason).await));
             }
             other => other?,
         };
-        let (plans, results) = client.execute().await?;
-        Ok((Self { child, lifeline, plans, results, _folder: folder }, description))
+        let mut plans = Vec::new();
+        for rank in &mut ranks {
+            let number = rank.rank;
+            let (sender, results) = in_time(options.stall, rank.client.execute()).await?;
+            plans.push(sender);
+            let end = futures::stream::once(async move { (number, Signal::Closed) });
+            beats.push(
+                results.map(move |result| (number, Signal::Result(result))).chain(end).boxed(),
+            );
+        }
+        let group = Self {
+            liveness: Liveness::new(num_ranks, PATIENCE),
+            answered: vec![0; num_ranks],
+            ranks,
+            plans,
+            signals: beats,
+            ticks,
+            stall: options.stall,
+            sent: 0,
+            results: VecDeque::new(),
+            returned: 0,
+            _folder: folder,
+        };
+        Ok((group, description))
     }
 
-    /// The worker's process id, while it runs.
+    /// The workers' process ids by rank, while they run.
     pub(crate) fn pids(&self) -> Vec<u32> {
-        self.child.id().into_iter().collect()
+        self.ranks.iter().filter_map(RankProcess::pid).collect()
     }
 
-    /// Ends the worker and waits for its end. Returns how it ended, for the log.
+    /// Sends a plan to every rank.
+    pub(crate) fn send(&mut self, plan: &StepPlan) -> Result<(), WorkerError> {
+        self.sent += 1;
+        self.plans.iter().try_for_each(|rank| rank.send(plan))
+    }
+
+    /// The next result, once all ranks have come as far; the error says why the group is lost. May be
+    /// dropped and called again.
+    pub(crate) async fn next_result(&mut self) -> Result<StepResult, String> {
+        loop {
+            let reached = self.answered.iter().copied().min().unwrap_or(0);
+            if reached > self.returned
+                && let Some(result) = self.results.pop_front()
+            {
+                self.returned += 1;
+                return Ok(result);
+            }
+            tokio::select! {
+                signal = self.signals.next() => match signal {
+                    Some((rank, signal)) => self.hear(rank, signal)?,
+                    None => return Err("all workers closed their streams".to_owned()),
+                },
+                _ = self.ticks.tick() => {
+                    let (sent, answered) = (self.sent, &self.answered);
+                    if let Some(stuck) = self.liveness.tick(|rank| answered[rank] < sent) {
+                        return Err(describe(stuck, self.stall));
+                    }
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, rank: usize, signal: Signal) -> Result<(), String> {
+        let said = |error: &dyn std::fmt::Display| {
+            if self.ranks.len() == 1 { error.to_string() } else { format!("rank {rank}: {error}") }
+        };
+        match signal {
+            Signal::Beat(Ok(beat)) => self.liveness.beat(rank, beat),
+            Signal::Beat(Err(error)) | Signal::Result(Err(error)) => return Err(said(&error)),
+            Signal::Closed => return Err(said(&"it closed the stream of results")),
+            Signal::Result(Ok(result)) => {
+                self.answered[rank] += 1;
+                if result.step != StepId(self.answered[rank]) {
+                    let due = self.answered[rank];
+                    return Err(said(&format!("answered step {}, due was {due}", result.step)));
+                }
+                if rank == 0 {
+                    self.results.push_back(result);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends all workers and waits for their end. Returns how they ended, for the log.
     pub(crate) async fn end(mut self, reason: String) -> String {
-        let reason = epitaph(&mut self.child, reason).await;
-        drop(self.lifeline);
-        // It may be gone already.
-        drop(self.child.kill().await);
+        let reason = epitaph(&mut self.ranks, reason).await;
+        join_all(self.ranks.iter_mut().map(RankProcess::kill)).await;
         reason
     }
 }
 
-fn spawn(options: &EngineOptions, socket: &Path) -> Result<Child, WorkerError> {
-    let command = &options.worker;
-    Command::new(&command.program)
-        .args(&command.arguments)
-        .arg("--socket")
-        .arg(socket)
-        .arg("--engine-pid")
-        .arg(std::process::id().to_string())
-        // The worker ends when this pipe closes; see its `process` module.
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::inherit())
-        // A terminal's Ctrl-C goes to the engine, which drains; the workers must outlive it.
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| failed(&format!("cannot start {}", command.program.display()), &error))
+/// The answer to a question that takes a worker no time.
+async fn in_time<T>(
+    stall: Duration,
+    answer: impl Future<Output = Result<T, WorkerError>>,
+) -> Result<T, WorkerError> {
+    let late = |_| {
+        let seconds = stall.as_secs_f32();
+        WorkerError::Lost(format!(
+            "a worker that had just started did not answer within {seconds} s"
+        ))
+    };
+    timeout(stall, answer).await.map_err(late)?
 }
 
-async fn wait_for_socket(child: &mut Child, socket: &Path) -> Result<(), WorkerError> {
-    let deadline = Instant::now() + SOCKET_DEADLINE;
-    while !socket.exists() {
-        if let Ok(Some(status)) = child.try_wait() {
+/// Has all ranks load; gives rank 0's description with the memory of all.
+async fn load_all(
+    options: &EngineOptions,
+    epoch: Epoch,
+    ranks: &mut [RankProcess],
+    links: Links,
+    shared: &Shared,
+) -> Result<WorkerDescription, WorkerError> {
+    let num_ranks = ranks.len();
+    let Links { link, hosts, segment } = links;
+    // Its name is of no use any more once every rank has shown progress: all have met then.
+    let segment = Mutex::new(segment);
+    let so_far = Mutex::new(vec![None::<LoadProgress>; num_ranks]);
+    let report = |rank: usize, progress: LoadProgress| {
+        let mut all = so_far.lock().unwrap_or_else(PoisonError::into_inner);
+        all[rank] = Some(progress);
+        if all.iter().all(Option::is_some) {
+            drop(segment.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
+        let sum = all.iter().flatten().fold(LoadProgress::default(), |sum, one| LoadProgress {
+            loaded_bytes: sum.loaded_bytes + one.loaded_bytes,
+            total_bytes: sum.total_bytes + one.total_bytes,
+        });
+        shared.status.send_modify(|status| status.loading = sum);
+    };
+    let loads = ranks.iter_mut().map(|process| {
+        let rank = process.rank;
+        let load = LoadOptions {
+            model: options.model.to_string_lossy().into_owned(),
+            limits: options.worker_limits(epoch),
+            shard: Shard { rank: rank as u32, ranks: num_ranks as u32 },
+            link: link.clone(),
+            stall_ms: u32::try_from(options.stall.as_millis()).unwrap_or(u32::MAX),
+            ranks_on_host: hosts.iter().filter(|host| **host == hosts[rank]).count() as u32,
+            // Ranks of one host read the same file.
+            hash_weights: rank == 0 || hosts[rank] != hosts[0],
+        };
+        let report = &report;
+        async move { process.client.load(&load, |progress| report(rank, progress)).await }
+    });
+    let mut outcomes = join_all(loads).await;
+    // What one rank says of itself is worth more than what others say of it.
+    if let Some(at) = outcomes.iter().position(|one| matches!(one, Err(WorkerError::Lost(_)))) {
+        return outcomes.swap_remove(at);
+    }
+    let descriptions: Vec<_> = outcomes.into_iter().collect::<Result<_, _>>()?;
+    let memory_bytes = descriptions.iter().map(|one| one.memory_bytes).sum();
+    let first = &descriptions[0].fingerprint;
+    for (rank, one) in descriptions.iter().enumerate() {
+        let own = &one.fingerprint;
+        let same_weights = own.weights.is_empty() || own.weights == first.weights;
+        if !same_weights
+            || (&own.build, &own.instruction_set) != (&first.build, &first.instruction_set)
+        {
             return Err(WorkerError::Failed(format!(
-                "the worker ended before it was ready ({status})"
+                "rank {rank} has other weights, another build or another instruction set than rank 0: \
+                 {own:?} and {first:?}; give all hosts the same files and --instruction-set"
             )));
         }
-        if Instant::now() > deadline {
-            return Err(WorkerError::Failed(format!(
-                "the worker did not listen within {} s",
-                SOCKET_DEADLINE.as_secs()
-            )));
+    }
+    Ok(WorkerDescription { memory_bytes, ..descriptions.into_iter().next().expect("a rank") })
+}
+
+/// Resolves when a rank is found stuck while the group loads.
+async fn watch_loading(
+    beats: &mut Signals,
+    ticks: &mut Interval,
+    mut liveness: Liveness,
+    stall: Duration,
+) -> String {
+    loop {
+        tokio::select! {
+            beat = beats.next() => match beat {
+                Some((rank, Signal::Beat(Ok(beat)))) => liveness.beat(rank, beat),
+                // The load itself tells of a worker that is gone.
+                _ => futures::future::pending().await,
+            },
+            _ = ticks.tick() => {
+                if let Some(stuck) = liveness.tick(|_| true) {
+                    return describe(stuck, stall);
+                }
+            }
         }
-        sleep(SOCKET_POLL).await;
-    }
-    Ok(())
-}
-
-/// Why the worker is lost: how its process ended, if it does so within a moment.
-async fn epitaph(child: &mut Child, reason: String) -> String {
-    match tokio::time::timeout(Duration::from_millis(200), child.wait()).await {
-        Ok(Ok(status)) => format!("{reason}; the worker process ended ({status})"),
-        _ => reason,
     }
 }
 
-fn failed(what: &str, error: &std::io::Error) -> WorkerError {
-    WorkerError::Failed(format!("{what}: {error}"))
+fn describe(stuck: Stuck, stall: Duration) -> String {
+    let seconds = stall.as_secs_f32();
+    match stuck {
+        Stuck::Silent { rank } => format!("rank {rank} gave no sign of life for {seconds} s"),
+        Stuck::Still { rank } => format!("rank {rank} made no progress for {seconds} s"),
+        Stuck::All => format!("all ranks wait for each other since {seconds} s"),
+    }
+}
+
+/// Why the group is lost: which processes ended and how, if they do so within a moment.
+async fn epitaph(ranks: &mut [RankProcess], reason: String) -> String {
+    let is_several = ranks.len() > 1;
+    let mut waited = Duration::ZERO;
+    loop {
+        for rank in ranks.iter_mut() {
+            if let Some(status) = rank.ended() {
+                let who = if is_several { rank.name() } else { "the worker process".to_owned() };
+                return format!("{reason}; {who} ended ({status})");
+            }
+        }
+        if waited >= EPITAPH {
+            return reason;
+        }
+        sleep(EPITAPH / 20).await;
+        waited += EPITAPH / 20;
+    }
 }

@@ -10,9 +10,12 @@
 mod core;
 mod group;
 mod handle;
+mod link;
+mod liveness;
 mod options;
+mod rank;
 mod requests;
 mod running;
 
 pub use handle::{Engine, EngineHandle};
-pub use options::{EngineOptions, WorkerCommand};
+pub use options::{Collective, EngineOptions, WorkerCommand};

@@ -118,6 +118,11 @@ impl Checkpoint {
         degrees(&self.spec, kinds)
     }
 
+    /// Refuses a part of a group of a degree that the model does not allow.
+    pub fn check_shard(&self, shard: Shard) -> Result<(), ModelError> {
+        check_degree(shard, &self.tensor_parallel_degrees())
+    }
+
     /// A tensor by this crate's name for it.
     pub(crate) fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
         let (file, (name, info)) = match &self.source {
@@ -220,7 +225,7 @@ pub fn load<B: Backend>(
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Decoder<B>, ModelError> {
     let shard = collective.shard();
-    check_degree(shard, &checkpoint.tensor_parallel_degrees())?;
+    checkpoint.check_shard(shard)?;
     let spec = checkpoint.spec.clone();
     let ranges = RankRanges::new(&spec, shard);
     let mut loader = WeightLoader::new(checkpoint, checkpoint.shard_bytes(shard), progress);

@@ -5,7 +5,7 @@ use oarlock_backend::{
     AttentionParams, Backend, BackendError, KvCacheShape, RowResult, RowSet, StepInput,
 };
 use oarlock_collective::{Collective, CollectiveError};
-use oarlock_types::{SlotError, TokenId};
+use oarlock_types::{Shard, SlotError, TokenId};
 use thiserror::Error;
 
 use crate::families::DecoderSpec;
@@ -144,6 +144,11 @@ impl<B: Backend> Decoder<B> {
             ranges,
             collective,
         })
+    }
+
+    /// Which part of the model this is.
+    pub fn shard(&self) -> Shard {
+        self.ranges.shard
     }
 
     /// From now on, tells `tracer` of everything that is computed. Slow.

@@ -1,12 +1,12 @@
 //! The interfaces between processes, free of protobuf.
 
-use std::path::PathBuf;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use oarlock_types::{
-    EngineDescription, EngineStatus, EventKind, LoadProgress, Rejected, Request, StepPlan,
-    StepResult, WorkerDescription, WorkerLimits,
+    EngineDescription, EngineStatus, EventKind, Heartbeat, LoadOptions, LoadProgress, Rejected,
+    Request, StepPlan, StepResult, WorkerDescription, WorkerIdentity,
 };
 use thiserror::Error;
 
@@ -66,13 +66,25 @@ pub enum LoadEvent {
 
 /// Messages of loading.
 pub type LoadStream = BoxStream<'static, Result<LoadEvent, WorkerError>>;
+/// Signs of life, at an interval.
+pub type HeartbeatStream = BoxStream<'static, Result<Heartbeat, WorkerError>>;
 /// Results of steps, in order.
 pub type ResultStream = BoxStream<'static, Result<StepResult, WorkerError>>;
 
 /// What a worker does for its engine.
 pub trait WorkerApi: Send + Sync + 'static {
-    /// Loads the weights and plans memory.
-    fn load(&self, model: PathBuf, limits: WorkerLimits) -> LoadStream;
+    /// Who and where it is.
+    fn identify(&self) -> WorkerIdentity;
+
+    /// Opens a port for the other ranks, on the loopback only if all are `local`; gives its addresses.
+    fn listen(&self, local: bool) -> Result<Vec<String>, WorkerError>;
+
+    /// Signs of life every `interval`, from a thread that neither loads nor computes.
+    fn watch(&self, interval: Duration) -> HeartbeatStream;
+
+    /// Meets the other ranks, loads the weights and plans memory. A message of progress comes first,
+    /// as soon as all ranks have met.
+    fn load(&self, options: LoadOptions) -> LoadStream;
 
     /// Executes plans in order. When `plans` ends the stream of results does, too.
     fn execute(&self, plans: BoxStream<'static, Result<StepPlan, WorkerError>>) -> ResultStream;

@@ -41,8 +41,8 @@ mod public_proto {
 const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/oarlock.v1.bin"));
 
 pub use api::{
-    EngineApi, EngineError, EventStream, LoadEvent, LoadStream, ResultStream, WorkerApi,
-    WorkerError,
+    EngineApi, EngineError, EventStream, HeartbeatStream, LoadEvent, LoadStream, ResultStream,
+    WorkerApi, WorkerError,
 };
 pub use convert::ConvertError;
 pub use engine_client::EngineClient;

@@ -1,25 +1,27 @@
 //! A worker behind gRPC, as its engine drives it.
 
 use std::path::Path;
+use std::time::Duration;
 
 use futures::stream::StreamExt as _;
-use oarlock_types::{LoadProgress, StepPlan, WorkerDescription, WorkerLimits};
+use oarlock_types::{LoadOptions, LoadProgress, StepPlan, WorkerDescription, WorkerIdentity};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::api::{ResultStream, WorkerError};
+use crate::api::{HeartbeatStream, ResultStream, WorkerError};
 use crate::convert::ConvertError;
 use crate::proto::load_event::Kind;
 use crate::proto::worker_client::WorkerClient as Stub;
-use crate::proto::{self, LoadRequest};
+use crate::proto::{self, IdentifyRequest, ListenRequest, LoadRequest, WatchRequest};
 use crate::{MAX_MESSAGE_BYTES, socket};
 
 /// Plans that may wait for the socket; the scheduler allows no more than two in flight.
 const PLAN_QUEUE: usize = 4;
 
 /// Calls a worker that listens on a Unix socket.
+#[derive(Clone)]
 pub struct WorkerClient {
     stub: Stub<Channel>,
 }
@@ -47,18 +49,34 @@ impl WorkerClient {
         Self { stub }
     }
 
-    /// Has the worker load its weights; `progress` hears of it meanwhile.
+    /// Asks who and where the worker is.
+    pub async fn identify(&mut self) -> Result<WorkerIdentity, WorkerError> {
+        let reply = self.stub.identify(IdentifyRequest {}).await;
+        Ok(reply.map_err(|status| worker_error(&status))?.into_inner().into())
+    }
+
+    /// Has the worker open a port for the other ranks; gives its addresses.
+    pub async fn listen(&mut self, local: bool) -> Result<Vec<String>, WorkerError> {
+        let reply = self.stub.listen(ListenRequest { local }).await;
+        Ok(reply.map_err(|status| worker_error(&status))?.into_inner().addresses)
+    }
+
+    /// Signs of life every `interval`.
+    pub async fn watch(&mut self, interval: Duration) -> Result<HeartbeatStream, WorkerError> {
+        let interval_ms = u32::try_from(interval.as_millis()).unwrap_or(u32::MAX).max(1);
+        let reply = self.stub.watch(WatchRequest { interval_ms }).await;
+        let beats = reply.map_err(|status| worker_error(&status))?.into_inner();
+        Ok(beats.map(|beat| beat.map(Into::into).map_err(|status| worker_error(&status))).boxed())
+    }
+
+    /// Has the worker load its weights; `progress` hears of it meanwhile, first when it has met the
+    /// other ranks.
     pub async fn load(
         &mut self,
-        model: &Path,
-        limits: WorkerLimits,
+        options: &LoadOptions,
         mut progress: impl FnMut(LoadProgress),
     ) -> Result<WorkerDescription, WorkerError> {
-        let model_path = model.to_str().ok_or_else(|| {
-            WorkerError::Failed(format!("{}: the path is not UTF-8", model.display()))
-        })?;
-        let request =
-            LoadRequest { model_path: model_path.to_owned(), limits: Some(limits.into()) };
+        let request = LoadRequest::from(options);
         let mut events =
             self.stub.load(request).await.map_err(|status| worker_error(&status))?.into_inner();
         while let Some(event) = events.message().await.map_err(|status| worker_error(&status))? {

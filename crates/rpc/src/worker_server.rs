@@ -1,9 +1,9 @@
 //! Serves a [`WorkerApi`] over gRPC on a Unix socket.
 
 use std::future::Future;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::{BoxStream, Stream, StreamExt as _};
 use tokio::net::UnixListener;
@@ -13,9 +13,13 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::MAX_MESSAGE_BYTES;
 use crate::api::{LoadEvent, WorkerApi, WorkerError};
+use crate::convert::ConvertError;
 use crate::proto::load_event::Kind;
 use crate::proto::worker_server::{Worker, WorkerServer};
-use crate::proto::{self, LoadRequest, StepPlan, StepResult};
+use crate::proto::{
+    self, IdentifyRequest, ListenReply, ListenRequest, LoadRequest, StepPlan, StepResult,
+    WatchRequest,
+};
 
 /// Serves `worker` on `listener` until `shutdown` resolves.
 pub async fn serve_worker(
@@ -43,15 +47,41 @@ type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl Worker for Adapter {
     type LoadStream = Replies<proto::LoadEvent>;
     type ExecuteStream = Replies<StepResult>;
+    type WatchStream = Replies<proto::Heartbeat>;
+
+    async fn identify(
+        &self,
+        _: Request<IdentifyRequest>,
+    ) -> Result<Response<proto::WorkerIdentity>, Status> {
+        Ok(Response::new(self.worker.identify().into()))
+    }
+
+    async fn listen(
+        &self,
+        request: Request<ListenRequest>,
+    ) -> Result<Response<ListenReply>, Status> {
+        let addresses = self.worker.listen(request.into_inner().local).map_err(status)?;
+        Ok(Response::new(ListenReply { addresses }))
+    }
+
+    async fn watch(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let interval = request.into_inner().interval_ms.max(1);
+        let beats = self.worker.watch(Duration::from_millis(interval.into()));
+        let beats = beats.map(|beat| beat.map(Into::into).map_err(status));
+        Ok(Response::new(beats.boxed()))
+    }
 
     async fn load(
         &self,
         request: Request<LoadRequest>,
     ) -> Result<Response<Self::LoadStream>, Status> {
-        let request = request.into_inner();
-        let limits =
-            request.limits.ok_or_else(|| Status::invalid_argument("field limits is missing"))?;
-        let events = self.worker.load(PathBuf::from(request.model_path), limits.into());
+        let options: Result<oarlock_types::LoadOptions, ConvertError> =
+            request.into_inner().try_into();
+        let options = options.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let events = self.worker.load(options);
         let events = events.map(|event| {
             let kind = match event.map_err(status)? {
                 LoadEvent::Progress(progress) => Kind::Progress(progress.into()),
@@ -79,9 +109,9 @@ fn plans(
     stream: Streaming<StepPlan>,
 ) -> BoxStream<'static, Result<oarlock_types::StepPlan, WorkerError>> {
     let converted = stream.map(|plan| match plan {
-        Ok(plan) => plan.try_into().map_err(|error: crate::convert::ConvertError| {
-            WorkerError::Protocol(error.to_string())
-        }),
+        Ok(plan) => {
+            plan.try_into().map_err(|error: ConvertError| WorkerError::Protocol(error.to_string()))
+        }
         Err(status) => Err(WorkerError::Lost(status.message().to_owned())),
     });
     converted.boxed()

@@ -9,6 +9,7 @@ mod request;
 mod result;
 mod sampling;
 mod status;
+mod worker;
 
 pub use card::{
     BpeVocabulary, EngineLimits, Fingerprint, LoadProgress, ModelCard, SentencePieceVocabulary,
@@ -29,3 +30,4 @@ pub use status::{
     EngineDescription, EngineState, EngineStats, EngineStatus, HISTOGRAM_BUCKETS, Histogram,
     STEP_TIME_BOUNDS_US, STEP_TOKENS_BOUNDS,
 };
+pub use worker::{GroupLink, Heartbeat, LoadOptions, WorkerIdentity};

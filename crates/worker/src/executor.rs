@@ -1,11 +1,13 @@
 //! Executes step plans on one backend: from slots and positions to rows, and from rows to results.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use oarlock_backend::{
-    Backend, BackendError, ChunkRows, History, LogitKind, LogitRow, RowResult, StepInput,
+    Backend, ChunkRows, History, LogitKind, LogitRow, Progress, RowResult, StepInput,
 };
-use oarlock_model::Decoder;
+use oarlock_model::{Decoder, StepError};
 use oarlock_types::{
     BLOCK_TOKENS, Chunk, SampledToken, SlotResult, StepId, StepPlan, StepResult, TokenId,
     WorkerLimits,
@@ -21,14 +23,14 @@ pub enum ExecuteError {
     /// The plan contradicts the worker's state.
     #[error("the plan does not fit this worker: {0}")]
     Plan(#[from] PlanError),
-    /// The device failed.
+    /// The device failed, or another rank.
     #[error(transparent)]
-    Device(#[from] BackendError),
+    Step(#[from] StepError),
 }
 
 /// Executes plans; hides which backend it runs on.
 pub trait Execute: Send {
-    /// Executes one plan; the result has one entry per chunk.
+    /// Executes one plan; rank 0's result has one entry per chunk, those of other ranks have none.
     fn execute(&mut self, plan: &StepPlan) -> Result<StepResult, ExecuteError>;
 }
 
@@ -44,6 +46,8 @@ pub struct Executor<B: Backend> {
     /// Memory of the logit rows between steps; always empty there.
     logit_rows: Vec<LogitRow<'static>>,
     row_results: Vec<RowResult>,
+    progress: Progress,
+    current_step: Arc<AtomicU64>,
 }
 
 impl<B: Backend> Executor<B> {
@@ -61,7 +65,15 @@ impl<B: Backend> Executor<B> {
             chunks: Vec::new(),
             logit_rows: Vec::new(),
             row_results: Vec::new(),
+            progress: Progress::default(),
+            current_step: Arc::default(),
         }
+    }
+
+    /// Tells others that it works, and at which step.
+    #[must_use]
+    pub fn with_vitals(self, progress: Progress, current_step: Arc<AtomicU64>) -> Self {
+        Self { progress, current_step, ..self }
     }
 
     fn apply(&mut self, plan: &StepPlan) -> Result<(), PlanError> {
@@ -88,7 +100,7 @@ impl<B: Backend> Executor<B> {
     }
 
     /// Fills rows for every chunk of a healthy slot and runs them.
-    fn run(&mut self, plan: &StepPlan) -> Result<(), BackendError> {
+    fn run(&mut self, plan: &StepPlan) -> Result<(), StepError> {
         self.tokens.clear();
         self.chunks.clear();
         let mut logit_rows = recycle(std::mem::take(&mut self.logit_rows));
@@ -186,9 +198,16 @@ impl<B: Backend> Executor<B> {
 impl<B: Backend> Execute for Executor<B> {
     fn execute(&mut self, plan: &StepPlan) -> Result<StepResult, ExecuteError> {
         let begin = Instant::now();
+        self.current_step.store(plan.step.0, Ordering::Relaxed);
+        self.progress.advance();
         self.apply(plan)?;
         self.run(plan)?;
-        let slots = self.collect(plan)?;
+        let mut slots = self.collect(plan)?;
+        if self.model.shard().rank > 0 {
+            // Rank 0 reports for all; this one says that it has come as far.
+            slots.clear();
+        }
+        self.progress.advance();
         Ok(StepResult { step: plan.step, slots, elapsed_us: begin.elapsed().as_micros() as u64 })
     }
 }

@@ -6,9 +6,12 @@
 //! parent is gone.
 
 mod executor;
+mod host;
+mod load;
 mod process;
 mod service;
 mod slots;
+mod vitals;
 
 pub use executor::{Execute, Executor, PlanError};
 pub use oarlock_backend_cpu::InstructionSet;

@@ -1,6 +1,7 @@
 //! The life of a worker process: bound to its engine, serving one socket.
 
 use std::io::Read as _;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -38,6 +39,8 @@ pub struct WorkerOptions {
     pub engine_pid: u32,
     /// The CPU backend's options.
     pub cpu: CpuOptions,
+    /// The address at which other ranks reach this one; `None` lets the worker choose.
+    pub collective_host: Option<IpAddr>,
 }
 
 /// Runs a worker until its engine goes.
@@ -48,7 +51,7 @@ pub async fn run(options: WorkerOptions) -> anyhow::Result<()> {
     let _ignored = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let listener = listen(&options.socket)
         .with_context(|| format!("cannot listen on {}", options.socket.display()))?;
-    let worker = Arc::new(CpuWorker::new(options.cpu));
+    let worker = Arc::new(CpuWorker::new(options.cpu, options.collective_host));
     oarlock_rpc::serve_worker(worker, listener, std::future::pending()).await?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use oarlock_backend::{BackendLimits, OracleBackend};
+use oarlock_collective::Alone;
 use oarlock_model::{Checkpoint, load};
 use oarlock_testkit::{TINY_VOCABULARY, TinyModel};
 use oarlock_types::{
@@ -37,7 +38,7 @@ impl Harness {
         let limits =
             BackendLimits { max_tokens: 64, max_gathered: 4, max_chunks: 2, max_positions: 128 };
         let mut backend = OracleBackend::new(limits);
-        let model = load(&checkpoint, &mut backend, 16, &mut |_| ()).unwrap();
+        let model = load(&checkpoint, &mut backend, Box::new(Alone), 16, &mut |_| ()).unwrap();
         Self { executor: Executor::new(backend, model, LIMITS), next: 1 }
     }
 

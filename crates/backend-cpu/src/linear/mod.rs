@@ -72,11 +72,16 @@ pub(crate) fn linear(
     let out = SharedSlice::new(out);
     let threads = pool.threads();
     let buffers = &*buffers;
+    let progress = pool.progress();
     pool.run(weight.tiles(), quarter_share(weight.tiles(), threads), &|_, tiles| {
         for first_row in (0..rows).step_by(PANEL) {
             let rows = first_row..rows.min(first_row + PANEL);
             let panel = Panel { isa, weight, bias, buffers, rows, out };
             panel.run(tiles.clone());
+            // A range of a wide layer and many rows may take seconds.
+            if let Some(progress) = &progress {
+                progress.advance();
+            }
         }
     })
 }

@@ -6,6 +6,7 @@ mod card;
 mod engine;
 mod request;
 mod step;
+mod worker;
 
 use thiserror::Error;
 

@@ -1,0 +1,153 @@
+//! Opens, packs and describes a model: what happens between a worker's start and its first plan.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use oarlock_backend::{Backend, BackendLimits};
+use oarlock_backend_cpu::CpuBackend;
+use oarlock_collective::{
+    Alone, Collective, HostCollective, SharedMemory, Tcp, TcpRendezvous, Transport,
+};
+use oarlock_model::Checkpoint;
+use oarlock_types::{
+    BLOCK_TOKENS, Fingerprint, GroupLink, LoadOptions, LoadProgress, WorkerDescription,
+    WorkerLimits,
+};
+
+use crate::executor::{Execute, Executor};
+use crate::process::CpuOptions;
+use crate::vitals::Vitals;
+
+/// Rows whose logits are computed at once.
+const MAX_GATHERED: usize = 32;
+/// The CPU backend caches keys and values as f16.
+const KV_ELEMENT_BYTES: u64 = 2;
+
+/// Meets the other ranks, then opens, packs and describes this rank's part of the model.
+pub(crate) fn load(
+    options: &LoadOptions,
+    cpu: CpuOptions,
+    rendezvous: Option<TcpRendezvous>,
+    vitals: &Vitals,
+    mut progress: impl FnMut(LoadProgress),
+) -> anyhow::Result<(Box<dyn Execute>, WorkerDescription)> {
+    let checkpoint = Checkpoint::open(Path::new(&options.model))?;
+    // All that can be refused is, before peers are kept waiting.
+    checkpoint.check_shard(options.shard)?;
+    let card = checkpoint.card()?;
+    let limits = resolve(options.limits, card.context_length);
+    check_memory(&checkpoint, options, limits)?;
+    let backend_limits = BackendLimits {
+        max_tokens: limits.max_step_tokens as usize,
+        max_gathered: MAX_GATHERED,
+        max_chunks: limits.num_slots as usize,
+        max_positions: limits.max_sequence_tokens as usize,
+    };
+    let mut backend = CpuBackend::new(cpu.config(), backend_limits)?;
+    let collective = meet(options, rendezvous, vitals)?;
+    let total_bytes = checkpoint.shard_bytes(options.shard);
+    progress(LoadProgress { loaded_bytes: 0, total_bytes });
+    let work = vitals.progress();
+    backend.set_progress(work.clone());
+    // Hashed while it loads; a model that cannot be loaded does not wait for its hash.
+    let stop = AtomicBool::new(!options.hash_weights);
+    let hashing = work.clone();
+    let advance = move || hashing.advance();
+    let (model, hash) = std::thread::scope(|scope| {
+        let hash = scope.spawn(|| checkpoint.hash(&stop, &advance));
+        let model = oarlock_model::load(
+            &checkpoint,
+            &mut backend,
+            collective,
+            limits.num_blocks as usize,
+            &mut |so_far| {
+                work.advance();
+                progress(so_far);
+            },
+        );
+        stop.fetch_or(model.is_err(), Ordering::Relaxed);
+        (model, hash.join())
+    });
+    let model = model?;
+    let hash = hash.map_err(|_| anyhow!("hashing the weights panicked"))?;
+    let fingerprint = Fingerprint {
+        weights: if options.hash_weights { hash? } else { String::new() },
+        build: build_id()?,
+        instruction_set: backend.instruction_set(),
+    };
+    let memory_bytes = backend.memory_bytes();
+    let executor = Executor::new(backend, model, limits).with_vitals(work, vitals.step());
+    Ok((Box::new(executor), WorkerDescription { card, fingerprint, limits, memory_bytes }))
+}
+
+/// The way to the other ranks, once all have met.
+fn meet(
+    options: &LoadOptions,
+    rendezvous: Option<TcpRendezvous>,
+    vitals: &Vitals,
+) -> anyhow::Result<Box<dyn Collective<CpuBackend>>> {
+    let (shard, epoch) = (options.shard, options.limits.epoch.0);
+    let stall = Duration::from_millis(options.stall_ms.into());
+    let transport: Box<dyn Transport> = match &options.link {
+        GroupLink::Alone => return Ok(Box::new(Alone)),
+        GroupLink::SharedMemory(path) => {
+            Box::new(SharedMemory::join(Path::new(path), shard, epoch, stall)?)
+        }
+        GroupLink::Tcp { addresses, secret } => {
+            let rendezvous = rendezvous.context("the engine never asked this rank to listen")?;
+            Box::new(Tcp::connect(rendezvous, shard, addresses, *secret, epoch, stall)?)
+        }
+    };
+    vitals.follow(transport.progress(), transport.waiting());
+    Ok(Box::new(HostCollective::new(transport)))
+}
+
+/// Refuses a cache that this machine has no memory for, before the kernel ends a worker over it. All
+/// ranks of the host load at the same time.
+fn check_memory(
+    checkpoint: &Checkpoint,
+    options: &LoadOptions,
+    limits: WorkerLimits,
+) -> anyhow::Result<()> {
+    let (shard, ranks) = (options.shard, u64::from(options.ranks_on_host));
+    let tokens = u64::from(limits.num_blocks) * BLOCK_TOKENS as u64;
+    let elements = checkpoint.kv_elements_per_token(shard) as u64;
+    let cache = tokens * elements * KV_ELEMENT_BYTES * ranks;
+    let weights = checkpoint.shard_bytes(shard) * ranks;
+    let available = available_memory().unwrap_or(u64::MAX);
+    anyhow::ensure!(
+        cache.saturating_add(weights) <= available,
+        "a KV cache of {tokens} tokens (--kv-cache-tokens) takes {} MiB and the weights {} MiB; this \
+         machine has {} MiB of memory available",
+        cache >> 20,
+        weights >> 20,
+        available >> 20,
+    );
+    Ok(())
+}
+
+/// Bytes that Linux could give to a process now; `None` elsewhere.
+fn available_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes << 10)
+}
+
+/// Limits with every 0 resolved: one sequence is bounded by the model and by the cache.
+fn resolve(mut limits: WorkerLimits, context_length: u32) -> WorkerLimits {
+    let wanted =
+        if limits.max_sequence_tokens == 0 { context_length } else { limits.max_sequence_tokens };
+    let cache = limits.num_blocks.saturating_mul(BLOCK_TOKENS as u32);
+    limits.max_sequence_tokens = wanted.min(context_length).min(cache);
+    limits
+}
+
+/// Version and hash of this executable: another build may round differently.
+fn build_id() -> anyhow::Result<String> {
+    let executable = std::env::current_exe().context("cannot find this executable")?;
+    let hash = oarlock_model::hash_file(&executable).context("cannot read this executable")?;
+    Ok(format!("{}-{}", env!("CARGO_PKG_VERSION"), &hash[..16]))
+}
