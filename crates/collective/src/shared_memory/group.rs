@@ -87,7 +87,7 @@ impl Group {
             let source = io::Error::new(io::ErrorKind::AddrInUse, "this rank was here before");
             return Err(failed(source));
         }
-        let _ = futex::wake(&status.has_joined, futex::Flags::empty(), u32::MAX);
+        wake_all(&status.has_joined);
         let (step, operations) = (FIRST_STEP, [Operation::NONE; 2]);
         let (settled, is_broken) = (step, false);
         let mut group =
@@ -151,7 +151,7 @@ impl Group {
         // then, in one order for all.
         own.arrival.counter.store(self.step, Ordering::SeqCst);
         if own.status.sleepers.load(Ordering::SeqCst) != 0 {
-            let _ = futex::wake(&own.arrival.counter, futex::Flags::empty(), u32::MAX);
+            wake_all(&own.arrival.counter);
         }
         if self.ranks() == 1 {
             self.settled = self.step;
@@ -301,7 +301,7 @@ impl Group {
             for rank in 0..self.ranks() {
                 let control = self.mapping.control(rank);
                 for word in [&control.arrival.counter, &control.status.has_joined] {
-                    let _ = futex::wake(word, futex::Flags::empty(), u32::MAX);
+                    wake_all(word);
                 }
             }
         }
@@ -312,6 +312,13 @@ impl Drop for Group {
     fn drop(&mut self) {
         self.tell(&CollectiveError::GaveUp { rank: self.shard.rank });
     }
+}
+
+/// Wakes whoever sleeps on `word`.
+fn wake_all(word: &AtomicU32) {
+    // The system reads the number as a signed one, and would take more for less than one.
+    const ALL: u32 = i32::MAX as u32;
+    let _ = futex::wake(word, futex::Flags::empty(), ALL);
 }
 
 fn stalled(rank: usize, still: Duration) -> CollectiveError {
