@@ -39,6 +39,8 @@ pub(super) struct Group {
     file: File,
     pub(super) shard: Shard,
     deadline: Duration,
+    /// For how long to look before others get this core.
+    spin: Duration,
     /// Steps that this rank has published.
     step: u32,
     /// All ranks are known to have published this step.
@@ -90,8 +92,11 @@ impl Group {
         wake_all(&status.has_joined);
         let (step, operations) = (FIRST_STEP, [Operation::NONE; 2]);
         let (settled, is_broken) = (step, false);
+        // Where ranks share cores, the one that is waited for may need ours.
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let spin = if cores < shard.ranks as usize { Duration::ZERO } else { SPIN };
         let mut group =
-            Self { mapping, file, shard, deadline, step, settled, operations, is_broken };
+            Self { mapping, file, shard, deadline, spin, step, settled, operations, is_broken };
         for rank in 0..shard.ranks as usize {
             group.meet(rank).map_err(|error| group.fail(error))?;
         }
@@ -177,7 +182,7 @@ impl Group {
         }
         let arrival = &self.mapping.control(rank).arrival;
         if !has_reached(arrival.counter.load(Ordering::Acquire), self.step)
-            && !spin(&arrival.counter, self.step)
+            && !spin(&arrival.counter, self.step, self.spin)
         {
             self.await_asleep(rank).map_err(|error| self.fail(error))?;
         }
@@ -326,7 +331,7 @@ fn stalled(rank: usize, still: Duration) -> CollectiveError {
 }
 
 /// Looks for a while whether `counter` reaches `step`.
-fn spin(counter: &AtomicU32, step: u32) -> bool {
+fn spin(counter: &AtomicU32, step: u32, patience: Duration) -> bool {
     let begun = Instant::now();
     loop {
         for _ in 0..16 {
@@ -337,7 +342,7 @@ fn spin(counter: &AtomicU32, step: u32) -> bool {
         }
         match begun.elapsed() {
             elapsed if elapsed > YIELD => return false,
-            elapsed if elapsed > SPIN => std::thread::yield_now(),
+            elapsed if elapsed > patience => std::thread::yield_now(),
             _ => {}
         }
     }
