@@ -4,6 +4,9 @@
 
 mod support;
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use proptest::prelude::*;
 use support::{Boxed, Kind, PATIENCE, as_ranks, bits, mix, tree, values};
 
@@ -86,6 +89,36 @@ fn check(kind: Kind, trace: &[Operation], seed: u64, ranks: u32) {
 
 fn ranks() -> impl Strategy<Value = u32> {
     prop_oneof![Just(1), Just(2), Just(4), Just(8)]
+}
+
+/// All who sleep are woken at once, not one of them, nor when they next look around.
+#[test]
+fn sleepers_wake_together() {
+    const ROUNDS: u32 = 30;
+    for kind in [Kind::SharedMemory, Kind::Tcp] {
+        let group = kind.group(4, PATIENCE);
+        let waiting: Vec<_> = group[..3].iter().map(|rank| rank.waiting()).collect();
+        let times = as_ranks(group, |rank, mut transport| {
+            let mut longest = vec![];
+            for _ in 0..ROUNDS {
+                if rank == 3 {
+                    // Until all others wait, in the end for this one, and sleep.
+                    while waiting.iter().any(|waiting| waiting().is_none()) {
+                        thread::yield_now();
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
+                let begun = Instant::now();
+                transport.barrier().unwrap();
+                longest.push(begun.elapsed());
+                // Nobody counts as waiting for the round before.
+                transport.barrier().unwrap();
+            }
+            longest.sort();
+            longest[longest.len() / 2]
+        });
+        assert!(times.iter().all(|time| *time < Duration::from_millis(80)), "{kind:?}: {times:?}");
+    }
 }
 
 proptest! {

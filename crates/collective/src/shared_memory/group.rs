@@ -39,6 +39,8 @@ pub(super) struct Group {
     file: File,
     pub(super) shard: Shard,
     deadline: Duration,
+    /// For how long to look before others get this core.
+    spin: Duration,
     /// Steps that this rank has published.
     step: u32,
     /// All ranks are known to have published this step.
@@ -87,11 +89,14 @@ impl Group {
             let source = io::Error::new(io::ErrorKind::AddrInUse, "this rank was here before");
             return Err(failed(source));
         }
-        let _ = futex::wake(&status.has_joined, futex::Flags::empty(), u32::MAX);
+        wake_all(&status.has_joined);
         let (step, operations) = (FIRST_STEP, [Operation::NONE; 2]);
         let (settled, is_broken) = (step, false);
+        // Where ranks share cores, the one that is waited for may need ours.
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let spin = if cores < shard.ranks as usize { Duration::ZERO } else { SPIN };
         let mut group =
-            Self { mapping, file, shard, deadline, step, settled, operations, is_broken };
+            Self { mapping, file, shard, deadline, spin, step, settled, operations, is_broken };
         for rank in 0..shard.ranks as usize {
             group.meet(rank).map_err(|error| group.fail(error))?;
         }
@@ -151,7 +156,7 @@ impl Group {
         // then, in one order for all.
         own.arrival.counter.store(self.step, Ordering::SeqCst);
         if own.status.sleepers.load(Ordering::SeqCst) != 0 {
-            let _ = futex::wake(&own.arrival.counter, futex::Flags::empty(), u32::MAX);
+            wake_all(&own.arrival.counter);
         }
         if self.ranks() == 1 {
             self.settled = self.step;
@@ -177,7 +182,7 @@ impl Group {
         }
         let arrival = &self.mapping.control(rank).arrival;
         if !has_reached(arrival.counter.load(Ordering::Acquire), self.step)
-            && !spin(&arrival.counter, self.step)
+            && !spin(&arrival.counter, self.step, self.spin)
         {
             self.await_asleep(rank).map_err(|error| self.fail(error))?;
         }
@@ -301,7 +306,7 @@ impl Group {
             for rank in 0..self.ranks() {
                 let control = self.mapping.control(rank);
                 for word in [&control.arrival.counter, &control.status.has_joined] {
-                    let _ = futex::wake(word, futex::Flags::empty(), u32::MAX);
+                    wake_all(word);
                 }
             }
         }
@@ -314,12 +319,19 @@ impl Drop for Group {
     }
 }
 
+/// Wakes whoever sleeps on `word`.
+fn wake_all(word: &AtomicU32) {
+    // The system reads the number as a signed one, and would take more for less than one.
+    const ALL: u32 = i32::MAX as u32;
+    let _ = futex::wake(word, futex::Flags::empty(), ALL);
+}
+
 fn stalled(rank: usize, still: Duration) -> CollectiveError {
     CollectiveError::Stalled { rank: rank as u32, seconds: still.as_secs_f64() }
 }
 
 /// Looks for a while whether `counter` reaches `step`.
-fn spin(counter: &AtomicU32, step: u32) -> bool {
+fn spin(counter: &AtomicU32, step: u32, patience: Duration) -> bool {
     let begun = Instant::now();
     loop {
         for _ in 0..16 {
@@ -330,7 +342,7 @@ fn spin(counter: &AtomicU32, step: u32) -> bool {
         }
         match begun.elapsed() {
             elapsed if elapsed > YIELD => return false,
-            elapsed if elapsed > SPIN => std::thread::yield_now(),
+            elapsed if elapsed > patience => std::thread::yield_now(),
             _ => {}
         }
     }
