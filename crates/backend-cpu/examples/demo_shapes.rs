@@ -144,7 +144,7 @@ fn main() {
         .next()
         .and_then(|name| InstructionSet::ALL.into_iter().find(|set| set.to_string() == name));
     let start = Instant::now();
-    let mut model = Model::new(CpuConfig { threads, instruction_set: set });
+    let mut model = Model::new(CpuConfig { threads, instruction_set: set, ..CpuConfig::default() });
     println!("{} threads, {}", threads, model.backend.instruction_set());
     println!(
         "made and packed in {:.2} s, {} MB",

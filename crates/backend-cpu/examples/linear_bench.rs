@@ -43,7 +43,7 @@ fn measure(set: InstructionSet, threads: usize, kind: WeightKind, rows: usize) -
     const COPIES: usize = 12;
     let limits =
         BackendLimits { max_tokens: rows, max_gathered: 1, max_chunks: 1, max_positions: 4096 };
-    let config = CpuConfig { threads, instruction_set: Some(set) };
+    let config = CpuConfig { threads, instruction_set: Some(set), ..CpuConfig::default() };
     let mut backend = CpuBackend::new(config, limits).expect("a backend");
     let row = random_row(kind, COLUMNS, 0.05, 1);
     let data = row.repeat(OUTPUTS);

@@ -12,7 +12,6 @@ use oarlock_backend::{
 };
 use oarlock_types::{BLOCK_TOKENS, SlotError};
 
-use crate::InstructionSet;
 use crate::activation::{gated_activation, soft_cap};
 use crate::attention::{AttentionCall, CpuKvCache, PartialSums};
 use crate::buffer::{AlignedBuffer, SharedSlice};
@@ -23,6 +22,7 @@ use crate::pack::CpuWeight;
 use crate::rotary::{CpuRotary, rotate_head};
 use crate::sample::{SampleScratch, sample_row};
 use crate::threads::{ThreadPool, panic_message, quarter_share};
+use crate::{Dtype, InstructionSet};
 
 /// Values below which a row-wise operation runs on the caller's thread alone.
 const ALONE: usize = 8 * 1024;
@@ -34,12 +34,22 @@ pub struct CpuConfig {
     pub threads: usize,
     /// `None` takes the fastest there is.
     pub instruction_set: Option<InstructionSet>,
+    /// What linear layers and the cache compute with.
+    pub dtype: Dtype,
+}
+
+impl Default for CpuConfig {
+    /// One thread, the fastest instructions, weights as they are.
+    fn default() -> Self {
+        Self { threads: 1, instruction_set: None, dtype: Dtype::Auto }
+    }
 }
 
 /// The CPU as a device.
 #[derive(Debug)]
 pub struct CpuBackend {
     isa: Isa,
+    dtype: Dtype,
     limits: BackendLimits,
     pool: ThreadPool,
     activations: ActivationBuffers,
@@ -92,6 +102,7 @@ impl CpuBackend {
         let scratch = std::iter::repeat_with(SampleScratch::default).take(config.threads).collect();
         Ok(Self {
             isa,
+            dtype: config.dtype,
             limits,
             pool,
             activations: ActivationBuffers::new(limits.max_tokens.max(limits.max_gathered))?,
@@ -188,7 +199,10 @@ impl Backend for CpuBackend {
     type KvCache = CpuKvCache;
 
     fn instruction_set(&self) -> String {
-        format!("cpu-{}", self.isa.get())
+        match self.dtype {
+            Dtype::Auto => format!("cpu-{}", self.isa.get()),
+            dtype => format!("cpu-{}-{dtype}", self.isa.get()),
+        }
     }
 
     fn limits(&self) -> BackendLimits {
@@ -200,7 +214,7 @@ impl Backend for CpuBackend {
         parts: &[WeightView<'_>],
         split: InnerSplit,
     ) -> Result<CpuWeight, BackendError> {
-        let weight = CpuWeight::pack(parts, split, &mut self.pool)?;
+        let weight = CpuWeight::pack(parts, split, self.dtype, &mut self.pool)?;
         self.memory_bytes += weight.bytes();
         self.memory_bytes -= self.activations.bytes();
         self.activations.reserve(&weight)?;
@@ -259,7 +273,7 @@ impl Backend for CpuBackend {
     }
 
     fn kv_cache(&mut self, shape: KvCacheShape) -> Result<CpuKvCache, BackendError> {
-        let cache = CpuKvCache::new(shape)?;
+        let cache = CpuKvCache::new(shape, self.dtype)?;
         self.memory_bytes += cache.bytes();
         Ok(cache)
     }

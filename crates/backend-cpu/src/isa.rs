@@ -19,10 +19,12 @@ impl InstructionSet {
     /// All families, slowest first.
     pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Amx];
 
-    /// The fastest family that this CPU and kernel offer.
+    /// The family that is fastest where this CPU and kernel offer it. That is not AMX: what its products
+    /// save, unpacking quantized weights into tiles costs more than once over (README.md has figures).
     #[must_use]
     pub fn detect() -> Self {
-        Self::available().pop().unwrap_or(Self::Portable)
+        let usable = Self::available().into_iter().filter(|set| *set != Self::Amx);
+        usable.max().unwrap_or(Self::Portable)
     }
 
     /// The families that this CPU and kernel offer, slowest first.
@@ -134,9 +136,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn portable_is_always_there_and_detection_takes_the_last() {
+    fn portable_is_always_there_and_detection_takes_the_fastest() {
         let available = InstructionSet::available();
         assert_eq!(available[0], InstructionSet::Portable);
-        assert_eq!(available.last(), Some(&InstructionSet::detect()));
+        let fastest = available.iter().rfind(|set| **set != InstructionSet::Amx);
+        assert_eq!(fastest, Some(&InstructionSet::detect()));
     }
 }

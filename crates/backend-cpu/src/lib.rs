@@ -25,6 +25,7 @@ mod amx;
 mod attention;
 mod backend;
 mod buffer;
+mod dtype;
 mod isa;
 mod lanes;
 mod linear;
@@ -36,6 +37,7 @@ mod threads;
 
 pub use attention::CpuKvCache;
 pub use backend::{CpuBackend, CpuConfig, CpuTable, CpuTensor, CpuVector};
+pub use dtype::Dtype;
 pub use isa::InstructionSet;
 pub use pack::CpuWeight;
 pub use rotary::CpuRotary;

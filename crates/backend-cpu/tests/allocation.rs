@@ -53,8 +53,11 @@ fn a_warm_decode_step_allocates_nothing() {
     const VOCABULARY: usize = 4096;
     let limits =
         BackendLimits { max_tokens: 8, max_gathered: 8, max_chunks: 8, max_positions: 512 };
-    let mut backend =
-        CpuBackend::new(CpuConfig { threads: 3, instruction_set: None }, limits).unwrap();
+    let mut backend = CpuBackend::new(
+        CpuConfig { threads: 3, instruction_set: None, ..CpuConfig::default() },
+        limits,
+    )
+    .unwrap();
     let mut pack = |outputs: usize, columns: usize, kind| {
         let data = random_matrix(kind, outputs, columns);
         let view = WeightView::whole("w", kind, outputs, columns, &data);

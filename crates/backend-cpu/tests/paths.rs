@@ -7,7 +7,7 @@ use oarlock_backend::{
     Activation, AttentionParams, Backend, BackendLimits, History, InnerSplit, KvCacheShape,
     LogitKind, LogitRow, RotaryStyle, RowResult, RowSet, WeightKind, WeightView,
 };
-use oarlock_backend_cpu::{CpuBackend, CpuConfig, InstructionSet};
+use oarlock_backend_cpu::{CpuBackend, CpuConfig, Dtype, InstructionSet};
 use oarlock_types::{SamplingParams, TokenId};
 
 const KINDS: [WeightKind; 9] = [
@@ -23,9 +23,13 @@ const KINDS: [WeightKind; 9] = [
 ];
 
 fn backend(set: InstructionSet, threads: usize) -> CpuBackend {
+    backend_of(set, threads, Dtype::Auto)
+}
+
+fn backend_of(set: InstructionSet, threads: usize, dtype: Dtype) -> CpuBackend {
     let limits =
         BackendLimits { max_tokens: 300, max_gathered: 16, max_chunks: 4, max_positions: 700 };
-    CpuBackend::new(CpuConfig { threads, instruction_set: Some(set) }, limits).unwrap()
+    CpuBackend::new(CpuConfig { threads, instruction_set: Some(set), dtype }, limits).unwrap()
 }
 
 /// The bits of every value; all NaNs are one.
@@ -33,14 +37,20 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| if v.is_nan() { u32::MAX } else { v.to_bits() }).collect()
 }
 
-/// Compares `run` on all instruction sets and 1 to 5 threads with the portable one on one thread.
+/// Compares `run` on all instruction sets, types and several numbers of threads with the portable path on
+/// one thread.
 fn same_everywhere(run: impl Fn(&mut CpuBackend) -> Vec<u32>) {
-    let want = run(&mut backend(InstructionSet::Portable, 1));
-    for set in InstructionSet::available() {
-        for threads in 1..=5 {
-            let got = run(&mut backend(set, threads));
-            let differs = got.iter().zip(&want).position(|(a, b)| a != b);
-            assert_eq!((got.len(), differs), (want.len(), None), "{set} with {threads} threads");
+    for (dtype, threads) in
+        [(Dtype::Auto, 1..=5), (Dtype::Bfloat16, 2..=2), (Dtype::Float32, 3..=3)]
+    {
+        let want = run(&mut backend_of(InstructionSet::Portable, 1, dtype));
+        for set in InstructionSet::available() {
+            for threads in threads.clone() {
+                let got = run(&mut backend_of(set, threads, dtype));
+                let differs = got.iter().zip(&want).position(|(a, b)| a != b);
+                let what = format!("{set} in {dtype} with {threads} threads");
+                assert_eq!((got.len(), differs), (want.len(), None), "{what}");
+            }
         }
     }
 }
@@ -256,10 +266,20 @@ fn samples() {
 #[test]
 fn what_cannot_be_is_an_error() {
     let limits = BackendLimits { max_tokens: 1, max_gathered: 1, max_chunks: 1, max_positions: 16 };
-    assert!(CpuBackend::new(CpuConfig { threads: 0, instruction_set: None }, limits).is_err());
+    assert!(
+        CpuBackend::new(
+            CpuConfig { threads: 0, instruction_set: None, ..CpuConfig::default() },
+            limits
+        )
+        .is_err()
+    );
     for set in InstructionSet::ALL.into_iter().filter(|set| !set.is_available()) {
         assert!(
-            CpuBackend::new(CpuConfig { threads: 1, instruction_set: Some(set) }, limits).is_err()
+            CpuBackend::new(
+                CpuConfig { threads: 1, instruction_set: Some(set), ..CpuConfig::default() },
+                limits
+            )
+            .is_err()
         );
     }
 }

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use oarlock_engine::Collective;
-use oarlock_worker::InstructionSet;
+use oarlock_worker::{Dtype, InstructionSet};
 
 use crate::keys::KeysArguments;
 use crate::limits::LimitArguments;
@@ -189,6 +189,10 @@ pub(crate) struct CpuArguments {
     /// Instruction set of the kernels: auto, portable, avx2, avx512 or amx. All give the same bits.
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(crate) instruction_set: String,
+    /// What is computed with: auto (int8 activations with quantized weights, bfloat16 with others),
+    /// bfloat16 (all weights and activations), float32 (those and the KV cache: exact, slow, large).
+    #[arg(long, value_name = "TYPE", default_value_t = Dtype::Auto)]
+    pub(crate) dtype: Dtype,
 }
 
 impl CpuArguments {
@@ -212,7 +216,9 @@ impl CpuArguments {
     /// The same options for the command line of each of `ranks` workers.
     pub(crate) fn to_arguments(&self, ranks: u32) -> anyhow::Result<Vec<OsString>> {
         let threads = self.threads_per_rank(ranks as usize)?.to_string();
-        let words = ["--threads", &threads, "--instruction-set", &self.instruction_set];
+        let dtype = self.dtype.to_string();
+        let set = &self.instruction_set;
+        let words = ["--threads", &threads, "--instruction-set", set, "--dtype", &dtype];
         Ok(words.map(OsString::from).into())
     }
 

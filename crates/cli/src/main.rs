@@ -68,6 +68,7 @@ fn run_worker(arguments: WorkerArguments) -> anyhow::Result<()> {
         cpu: CpuOptions {
             threads: arguments.cpu.threads,
             instruction_set: arguments.cpu.instruction_set()?,
+            dtype: arguments.cpu.dtype,
         },
         collective_host: arguments.collective_host,
     };

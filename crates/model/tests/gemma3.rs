@@ -62,7 +62,9 @@ impl Case {
 }
 
 fn cpu(checkpoint: &Checkpoint, instruction_set: Option<InstructionSet>) -> Model<CpuBackend> {
-    let backend = CpuBackend::new(CpuConfig { threads: 2, instruction_set }, LIMITS).unwrap();
+    let backend =
+        CpuBackend::new(CpuConfig { threads: 2, instruction_set, ..CpuConfig::default() }, LIMITS)
+            .unwrap();
     Model::load(checkpoint, backend, NUM_BLOCKS)
 }
 

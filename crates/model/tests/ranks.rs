@@ -159,7 +159,8 @@ fn same_bits<B: HostBackend>(
 }
 
 fn cpu(threads: usize) -> CpuBackend {
-    CpuBackend::new(CpuConfig { threads, instruction_set: None }, LIMITS).unwrap()
+    CpuBackend::new(CpuConfig { threads, instruction_set: None, ..CpuConfig::default() }, LIMITS)
+        .unwrap()
 }
 
 fn prompts(lens: &[usize], seed: u32) -> Vec<Vec<TokenId>> {

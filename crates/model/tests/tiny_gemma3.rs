@@ -55,7 +55,7 @@ fn scaled_angles_caps_and_windows_are_as_in_transformers() {
     let cases = file["cases"].as_array().expect("cases");
     let prompts: Vec<_> = cases.iter().map(|case| ids(&case["prompt"])).collect();
     let oracle = worst(cases, &score(OracleBackend::new(LIMITS), &prompts));
-    let config = CpuConfig { threads: 2, instruction_set: None };
+    let config = CpuConfig { threads: 2, instruction_set: None, ..CpuConfig::default() };
     let cpu = worst(cases, &score(CpuBackend::new(config, LIMITS).unwrap(), &prompts));
     eprintln!("worst logprob: the oracle {oracle:.6}, the CPU {cpu:.6}");
     assert!(oracle <= 1e-4, "{oracle}");

@@ -5,7 +5,7 @@
 mod scoring;
 
 use oarlock_backend::{Backend, BackendLimits, OracleBackend};
-use oarlock_backend_cpu::{CpuBackend, CpuConfig};
+use oarlock_backend_cpu::{CpuBackend, CpuConfig, Dtype};
 use oarlock_model::Checkpoint;
 use oarlock_testkit::{fixture, fixture_json};
 use oarlock_types::{TokenId, TokenScore};
@@ -96,11 +96,21 @@ fn distance<B: Backend>(name: &str, backend: B) -> f32 {
 #[test]
 fn the_cpu_agrees_within_bfloat16() {
     for name in MODELS {
-        let config = CpuConfig { threads: 2, instruction_set: None };
+        let config = CpuConfig { threads: 2, instruction_set: None, ..CpuConfig::default() };
         let worst = distance(name, CpuBackend::new(config, LIMITS).unwrap());
         eprintln!("{name}: worst logprob {worst:.6}");
         // bfloat16 operands in three layers of random weights, whose logits reach ten.
         assert!(worst <= 0.3, "{name}: {worst}");
+    }
+}
+
+#[test]
+fn the_cpu_in_float32_is_the_oracle() {
+    for name in MODELS {
+        let config = CpuConfig { threads: 2, dtype: Dtype::Float32, ..CpuConfig::default() };
+        let worst = distance(name, CpuBackend::new(config, LIMITS).unwrap());
+        eprintln!("{name}: worst logprob {worst:.6}");
+        assert!(worst <= 5e-5, "{name}: {worst}");
     }
 }
 

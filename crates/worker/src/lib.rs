@@ -14,5 +14,5 @@ mod slots;
 mod vitals;
 
 pub use executor::{Execute, Executor, PlanError};
-pub use oarlock_backend_cpu::InstructionSet;
+pub use oarlock_backend_cpu::{Dtype, InstructionSet};
 pub use process::{CpuOptions, WorkerOptions, run};

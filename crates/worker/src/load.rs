@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use oarlock_backend::{Backend, BackendLimits};
-use oarlock_backend_cpu::CpuBackend;
+use oarlock_backend_cpu::{CpuBackend, Dtype};
 use oarlock_collective::{
     Alone, Collective, HostCollective, SharedMemory, Tcp, TcpRendezvous, Transport,
 };
@@ -22,8 +22,6 @@ use crate::vitals::Vitals;
 
 /// Rows whose logits are computed at once.
 const MAX_GATHERED: usize = 32;
-/// The CPU backend caches keys and values as f16.
-const KV_ELEMENT_BYTES: u64 = 2;
 
 /// Meets the other ranks, then opens, packs and describes this rank's part of the model.
 pub(crate) fn load(
@@ -38,7 +36,7 @@ pub(crate) fn load(
     checkpoint.check_shard(options.shard)?;
     let card = checkpoint.card()?;
     let limits = resolve(options.limits, card.context_length);
-    check_memory(&checkpoint, options, limits)?;
+    check_memory(&checkpoint, options, limits, cpu.dtype)?;
     let backend_limits = BackendLimits {
         max_tokens: limits.max_step_tokens as usize,
         max_gathered: MAX_GATHERED,
@@ -110,11 +108,12 @@ fn check_memory(
     checkpoint: &Checkpoint,
     options: &LoadOptions,
     limits: WorkerLimits,
+    dtype: Dtype,
 ) -> anyhow::Result<()> {
     let (shard, ranks) = (options.shard, u64::from(options.ranks_on_host));
     let tokens = u64::from(limits.num_blocks) * BLOCK_TOKENS as u64;
     let elements = checkpoint.kv_elements_per_token(shard) as u64;
-    let cache = tokens * elements * KV_ELEMENT_BYTES * ranks;
+    let cache = tokens * elements * dtype.kv_element_bytes() as u64 * ranks;
     let weights = checkpoint.shard_bytes(shard) * ranks;
     let available = available_memory().unwrap_or(u64::MAX);
     anyhow::ensure!(

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use oarlock_backend_cpu::{CpuConfig, InstructionSet};
+use oarlock_backend_cpu::{CpuConfig, Dtype, InstructionSet};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,13 +20,15 @@ pub struct CpuOptions {
     pub threads: usize,
     /// The instruction set; `None` takes the best that the machine has.
     pub instruction_set: Option<InstructionSet>,
+    /// What it computes with.
+    pub dtype: Dtype,
 }
 
 impl CpuOptions {
     pub(crate) fn config(self) -> CpuConfig {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = if self.threads == 0 { cores() } else { self.threads };
-        CpuConfig { threads, instruction_set: self.instruction_set }
+        CpuConfig { threads, instruction_set: self.instruction_set, dtype: self.dtype }
     }
 }
 

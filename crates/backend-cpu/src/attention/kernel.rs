@@ -8,6 +8,7 @@ use crate::isa::{Isa, multiversion};
 use crate::lanes::{LANES, Lanes, exp, sum_lanes, tanh};
 
 use super::CpuKvCache;
+use super::cache::KvElement;
 
 /// Positions of one part.
 pub(crate) const PART: usize = 256;
@@ -52,17 +53,49 @@ pub(crate) fn attend(
     states: &mut [PartState],
     out: &mut [f32],
 ) {
-    attend_part(isa, group, part, queries, states, out);
+    if group.cache.is_f32() {
+        attend_f32(isa, group, part, queries, states, out);
+    } else {
+        attend_f16(isa, group, part, queries, states, out);
+    }
 }
 
 multiversion! {
-    fn attend_part = attend_generic(
+    fn attend_f16 = attend_f16_generic(
+        group: &HeadGroup<'_>, part: usize, queries: &[f32], states: &mut [PartState], out: &mut [f32],
+    );
+}
+
+multiversion! {
+    fn attend_f32 = attend_f32_generic(
         group: &HeadGroup<'_>, part: usize, queries: &[f32], states: &mut [PartState], out: &mut [f32],
     );
 }
 
 #[inline(always)]
-fn attend_generic<L: Lanes>(
+fn attend_f16_generic<L: Lanes>(
+    group: &HeadGroup<'_>,
+    part: usize,
+    queries: &[f32],
+    states: &mut [PartState],
+    out: &mut [f32],
+) {
+    attend_generic::<L, u16>(group, part, queries, states, out);
+}
+
+#[inline(always)]
+fn attend_f32_generic<L: Lanes>(
+    group: &HeadGroup<'_>,
+    part: usize,
+    queries: &[f32],
+    states: &mut [PartState],
+    out: &mut [f32],
+) {
+    attend_generic::<L, f32>(group, part, queries, states, out);
+}
+
+#[inline(always)]
+fn attend_generic<L: Lanes, E: KvElement>(
     group: &HeadGroup<'_>,
     part: usize,
     queries: &[f32],
@@ -78,21 +111,21 @@ fn attend_generic<L: Lanes>(
         let states = &mut states[first..first + count];
         let out = &mut out[first * dim..(first + count) * dim];
         match count {
-            8 => attend_heads::<L, 8>(group, part, queries, states, out),
-            7 => attend_heads::<L, 7>(group, part, queries, states, out),
-            6 => attend_heads::<L, 6>(group, part, queries, states, out),
-            5 => attend_heads::<L, 5>(group, part, queries, states, out),
-            4 => attend_heads::<L, 4>(group, part, queries, states, out),
-            3 => attend_heads::<L, 3>(group, part, queries, states, out),
-            2 => attend_heads::<L, 2>(group, part, queries, states, out),
-            _ => attend_heads::<L, 1>(group, part, queries, states, out),
+            8 => attend_heads::<L, E, 8>(group, part, queries, states, out),
+            7 => attend_heads::<L, E, 7>(group, part, queries, states, out),
+            6 => attend_heads::<L, E, 6>(group, part, queries, states, out),
+            5 => attend_heads::<L, E, 5>(group, part, queries, states, out),
+            4 => attend_heads::<L, E, 4>(group, part, queries, states, out),
+            3 => attend_heads::<L, E, 3>(group, part, queries, states, out),
+            2 => attend_heads::<L, E, 2>(group, part, queries, states, out),
+            _ => attend_heads::<L, E, 1>(group, part, queries, states, out),
         }
         first += count;
     }
 }
 
 #[inline(always)]
-fn attend_heads<L: Lanes, const H: usize>(
+fn attend_heads<L: Lanes, E: KvElement, const H: usize>(
     group: &HeadGroup<'_>,
     part: usize,
     queries: &[f32],
@@ -106,7 +139,7 @@ fn attend_heads<L: Lanes, const H: usize>(
     let first_block = start / BLOCK_TOKENS;
     let end_block = end.div_ceil(BLOCK_TOKENS);
     for block in first_block..end_block {
-        block_scores::<L, H>(group, block, queries, &mut scores);
+        block_scores::<L, E, H>(group, block, queries, &mut scores);
     }
     let lanes = first_block * BLOCK_TOKENS % PART..(end_block - 1) * BLOCK_TOKENS % PART + LANES;
     for (scores, state) in scores.iter_mut().zip(states) {
@@ -119,12 +152,13 @@ fn attend_heads<L: Lanes, const H: usize>(
     for column in (0..group.head_dim).step_by(LANES) {
         let mut sums = [L::splat(0.0); H];
         for block in first_block..end_block {
-            let (_, values) = group.cache.block(group.layer, group.table[block], group.kv_head);
+            let (_, values) =
+                group.cache.block::<E>(group.layer, group.table[block], group.kv_head);
             let from = start.max(block * BLOCK_TOKENS) - block * BLOCK_TOKENS;
             let to = end.min((block + 1) * BLOCK_TOKENS) - block * BLOCK_TOKENS;
             let at = block * BLOCK_TOKENS % PART;
             for token in from..to {
-                let value = L::load_f16(chunk(values, token * group.head_dim + column));
+                let value = E::load::<L>(chunk(values, token * group.head_dim + column));
                 for head in 0..H {
                     sums[head] = L::splat(scores[head][at + token]).mul_add(value, sums[head]);
                 }
@@ -139,18 +173,18 @@ fn attend_heads<L: Lanes, const H: usize>(
 /// Scores of the sixteen positions of one block: `q · k`, one FMA chain in order of elements, times the
 /// scale, soft-capped.
 #[inline(always)]
-fn block_scores<L: Lanes, const H: usize>(
+fn block_scores<L: Lanes, E: KvElement, const H: usize>(
     group: &HeadGroup<'_>,
     block: usize,
     queries: &[f32],
     scores: &mut [[f32; PART]; H],
 ) {
-    let (keys, _) = group.cache.block(group.layer, group.table[block], group.kv_head);
+    let (keys, _) = group.cache.block::<E>(group.layer, group.table[block], group.kv_head);
     let dim = group.head_dim;
     let queries: [&[f32]; H] = std::array::from_fn(|head| &queries[head * dim..][..dim]);
     let mut sums = [L::splat(0.0); H];
     for (element, keys) in keys[..dim].iter().enumerate() {
-        let key = L::load_f16(keys);
+        let key = E::load::<L>(keys);
         for head in 0..H {
             sums[head] = L::splat(queries[head][element]).mul_add(key, sums[head]);
         }

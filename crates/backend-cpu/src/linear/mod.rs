@@ -10,6 +10,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bf16;
+mod f32;
 mod portable;
 
 pub(crate) use activations::{ActivationBuffers, BlockMeta};
@@ -76,7 +77,7 @@ pub(crate) fn linear(
     pool.run(weight.tiles(), quarter_share(weight.tiles(), threads), &|_, tiles| {
         for first_row in (0..rows).step_by(PANEL) {
             let rows = first_row..rows.min(first_row + PANEL);
-            let panel = Panel { isa, weight, bias, buffers, rows, out };
+            let panel = Panel { isa, weight, bias, input, buffers, rows, out };
             panel.run(tiles.clone());
             // A range of a wide layer and many rows may take seconds.
             if let Some(progress) = &progress {
@@ -91,6 +92,7 @@ struct Panel<'a> {
     isa: Isa,
     weight: &'a CpuWeight,
     bias: Option<&'a [f32]>,
+    input: &'a [f32],
     buffers: &'a ActivationBuffers,
     rows: Range<usize>,
     out: SharedSlice<f32>,
@@ -128,6 +130,13 @@ impl Panel<'_> {
                             [..blocks * BLOCK / 2];
                         let input = self.buffers.bf16_rows(row, group, segment, self.weight);
                         bf16_tile(self.isa, weights, input, &mut sums[..group]);
+                    }
+                    PartValues::F32(values) => {
+                        let columns = self.weight.columns;
+                        let width = columns / self.weight.segments;
+                        let weights = &values.tile(tile)[segment * width..][..width];
+                        let input = &self.input[row * columns + segment * width..];
+                        f32::tile(self.isa, weights, (input, columns), &mut sums[..group]);
                     }
                 }
             }
@@ -233,6 +242,7 @@ fn bf16_tile(isa: Isa, weights: &[[u32; TILE]], input: (&[f32], usize), sums: &m
 #[cfg(target_arch = "x86_64")]
 mod tests {
     use super::*;
+    use crate::Dtype;
     use crate::amx::{SoftwareTiles, TILE_ROWS};
     use oarlock_backend::quant::{SplitMix, random_row};
     use oarlock_backend::{InnerSplit, WeightKind, WeightView};
@@ -250,7 +260,8 @@ mod tests {
             let data: Vec<u8> =
                 (0..TILE as u64).flat_map(|row| random_row(kind, columns, 0.1, row)).collect();
             let view = WeightView::whole("w", kind, TILE, columns, &data);
-            let weight = CpuWeight::pack(&[view], InnerSplit::WHOLE, &mut pool).unwrap();
+            let weight =
+                CpuWeight::pack(&[view], InnerSplit::WHOLE, Dtype::Auto, &mut pool).unwrap();
             let mut buffers = ActivationBuffers::new(TILE_ROWS).unwrap();
             buffers.reserve(&weight).unwrap();
             let mut random = SplitMix(2);
@@ -304,6 +315,7 @@ mod tests {
                     bf16_tile(portable, part.tile(0), rows, &mut want);
                     amx::bf16_tile(&SoftwareTiles, part.tile(0), rows, &mut got);
                 }
+                PartValues::F32(_) => unreachable!("not by --dtype auto"),
             }
             assert_eq!(
                 got.map(|row| row.map(f32::to_bits)),

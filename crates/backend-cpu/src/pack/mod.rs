@@ -1,9 +1,11 @@
 //! Packed weights: tiles of 16 outputs, ordered for the kernels.
 
 mod bf16;
+mod f32;
 mod format;
 mod quantized;
 
+pub(crate) use self::f32::F32Part;
 pub(crate) use bf16::{Bf16Part, round_to_bf16};
 pub(crate) use format::{Format, Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0, QuantFormat, with_format};
 pub(crate) use quantized::{QuantPart, QuantTile};
@@ -11,6 +13,7 @@ pub(crate) use quantized::{QuantPart, QuantTile};
 use oarlock_backend::oracle::check_parts;
 use oarlock_backend::{BackendError, InnerSplit, WeightView};
 
+use crate::dtype::Dtype;
 use crate::threads::ThreadPool;
 
 /// Outputs of one tile: the lanes of a vector.
@@ -48,6 +51,8 @@ pub(crate) enum PartValues {
     Quantized(QuantPart),
     /// With bfloat16 activations.
     Bf16(Bf16Part),
+    /// With float32 activations.
+    F32(F32Part),
 }
 
 impl CpuWeight {
@@ -55,15 +60,19 @@ impl CpuWeight {
     pub(crate) fn pack(
         parts: &[WeightView<'_>],
         split: InnerSplit,
+        dtype: Dtype,
         pool: &mut ThreadPool,
     ) -> Result<Self, BackendError> {
         let columns = check_parts(parts, split)?;
         let mut packed = Vec::with_capacity(parts.len());
         let mut outputs = 0;
         for part in parts {
-            let values = match QuantFormat::of(part.kind) {
-                Some(format) => PartValues::Quantized(QuantPart::pack(part, format, pool)?),
-                None => PartValues::Bf16(Bf16Part::pack(part, split.segments, pool)?),
+            let values = match (dtype, QuantFormat::of(part.kind)) {
+                (Dtype::Float32, _) => PartValues::F32(F32Part::pack(part, pool)?),
+                (Dtype::Auto, Some(format)) => {
+                    PartValues::Quantized(QuantPart::pack(part, format, pool)?)
+                }
+                _ => PartValues::Bf16(Bf16Part::pack(part, split.segments, pool)?),
             };
             packed.push(PackedPart { first_output: outputs, outputs: part.rows, values });
             outputs += part.rows;
@@ -76,6 +85,7 @@ impl CpuWeight {
         let part_bytes = |part: &PackedPart| match &part.values {
             PartValues::Quantized(part) => part.bytes(),
             PartValues::Bf16(part) => part.bytes(),
+            PartValues::F32(part) => part.bytes(),
         };
         self.parts.iter().map(part_bytes).sum()
     }
@@ -88,6 +98,7 @@ impl CpuWeight {
     /// Whether some part takes int8, and whether some part takes bfloat16 activations.
     pub(crate) fn takes(&self) -> (bool, bool) {
         let is_int8 = |part: &PackedPart| matches!(part.values, PartValues::Quantized(_));
-        (self.parts.iter().any(is_int8), !self.parts.iter().all(is_int8))
+        let is_bf16 = |part: &PackedPart| matches!(part.values, PartValues::Bf16(_));
+        (self.parts.iter().any(is_int8), self.parts.iter().any(is_bf16))
     }
 }
