@@ -13,17 +13,11 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{error, info, warn};
 
 use crate::EngineOptions;
+use crate::deaths::{Deaths, Verdict};
 use crate::group::{Group, start_group};
 use crate::handle::{Command, Shared};
 use crate::running::Running;
 
-/// A group that committed this many steps was healthy: its death does not count with those before.
-const STEPS_OF_A_HEALTHY_GROUP: u64 = 64;
-/// Deaths in a row, without a healthy group in between, after which running requests are given up:
-/// one of them may be what kills the worker.
-const DEATHS_UNTIL_REQUESTS_FAIL: u32 = 4;
-/// Deaths in a row after which the engine gives up.
-const DEATHS_UNTIL_GIVING_UP: u32 = 8;
 /// Longest wait between two starts.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// How often deadlines are looked at while no step does it.
@@ -38,10 +32,7 @@ pub(crate) struct Core {
     cancels: mpsc::UnboundedReceiver<RequestId>,
     shared: Shared,
     epoch: Epoch,
-    /// Deaths in a row.
-    deaths: u32,
-    /// Steps that the current group committed.
-    steps: u64,
+    deaths: Deaths,
     draining: bool,
     /// All handles are gone; no command can come any more.
     closed: bool,
@@ -66,8 +57,7 @@ impl Core {
             cancels,
             shared,
             epoch: Epoch(1),
-            deaths: 0,
-            steps: 0,
+            deaths: Deaths::default(),
             draining: false,
             closed: false,
         }
@@ -87,7 +77,6 @@ impl Core {
                 status.worker_pids = group.pids();
                 status.state = state;
             });
-            self.steps = 0;
             let ended = self.serve(&mut running, &mut group).await;
             let reason = match ended {
                 Ended::Drained => {
@@ -220,10 +209,7 @@ impl Core {
 
     fn commit(&mut self, running: &mut Running, result: &StepResult) -> Result<(), String> {
         running.commit(result, self.shared.now())?;
-        self.steps += 1;
-        if self.steps == STEPS_OF_A_HEALTHY_GROUP {
-            self.deaths = 0;
-        }
+        self.deaths.committed();
         Ok(())
     }
 
@@ -232,19 +218,22 @@ impl Core {
     async fn restart(&mut self, running: &mut Running, mut reason: String) -> Option<Group> {
         loop {
             self.epoch.0 += 1;
-            self.deaths += 1;
+            let verdict = self.deaths.died(running.scheduler.suspect_in_flight());
+            if verdict == Verdict::Isolate {
+                running.scheduler.isolate_in_flight();
+            }
             running.reset(self.epoch, self.shared.now());
-            warn!(deaths_in_a_row = self.deaths, "worker lost: {reason}; starting another");
+            let deaths_in_a_row = self.deaths.in_a_row();
+            warn!(deaths_in_a_row, ?verdict, "workers lost: {reason}; starting others");
             self.shared.status.send_modify(|status| {
                 status.state = EngineState::Restarting { reason: reason.clone() };
                 status.stats.worker_restarts += 1;
                 status.worker_pids.clear();
             });
-            if self.deaths >= DEATHS_UNTIL_REQUESTS_FAIL {
-                running.fail_all();
-            }
-            if self.deaths >= DEATHS_UNTIL_GIVING_UP {
-                return self.give_up(running, reason);
+            match verdict {
+                Verdict::Fail(request) => running.fail(request),
+                Verdict::GiveUp => return self.give_up(running, reason),
+                Verdict::GoOn | Verdict::Isolate => {}
             }
             let start = start_group(Arc::clone(&self.options), self.epoch, self.shared.clone());
             let backoff = self.backoff();
@@ -266,10 +255,9 @@ impl Core {
 
     /// None after the first death: a client should see a short pause.
     fn backoff(&self) -> Duration {
-        if self.deaths <= 1 {
-            Duration::ZERO
-        } else {
-            MAX_BACKOFF.min(Duration::from_millis(100 << self.deaths))
+        match self.deaths.in_a_row() {
+            0 | 1 => Duration::ZERO,
+            deaths => MAX_BACKOFF.min(Duration::from_millis(50 << deaths.min(10))),
         }
     }
 

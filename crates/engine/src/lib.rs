@@ -8,6 +8,7 @@
 //! Absent on purpose: text, JSON, protobuf (`rpc` has it), device memory (the worker has it).
 
 mod core;
+mod deaths;
 mod group;
 mod handle;
 mod link;

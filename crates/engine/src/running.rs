@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use oarlock_scheduler::{Limits, Scheduler};
 use oarlock_types::{
     Epoch, Event, EventKind, Fingerprint, FinishReason, Histogram, Rejected, Request, RequestId,
-    STEP_TIME_BOUNDS_US, STEP_TOKENS_BOUNDS, StepPlan, StepResult, Tick, Usage,
+    STEP_TIME_BOUNDS_US, STEP_TOKENS_BOUNDS, SlotError, StepPlan, StepResult, Tick, Usage,
 };
 use tokio::sync::oneshot;
 
@@ -118,6 +118,12 @@ impl Running {
         // Cancelling gave final events, for owners that are gone.
         self.requests.deliver(&mut self.events, &mut self.orphans);
         self.orphans.clear();
+    }
+
+    /// Ends a request that kills the workers.
+    pub(crate) fn fail(&mut self, request: RequestId) {
+        self.scheduler.fail(request, SlotError::KillsWorkers, &mut self.events);
+        self.deliver();
     }
 
     /// Ends every request with an error of the engine's.

@@ -133,6 +133,7 @@ fn all_events() -> Vec<t::EventKind> {
         t::FinishReason::Failed(t::SlotError::InvalidLogits),
         t::FinishReason::Failed(t::SlotError::NothingAllowed),
         t::FinishReason::Failed(t::SlotError::Panicked("why".into())),
+        t::FinishReason::Failed(t::SlotError::KillsWorkers),
         t::FinishReason::EngineLost,
     ];
     let usage =

@@ -43,10 +43,7 @@ impl Scheduler {
                 draft.close(class);
                 return;
             }
-            if let Some(reason) = self.sequences[at].finish_reason() {
-                // It came here complete, from an engine that was lost before it could say so.
-                self.note_start(at, 0, draft.events);
-                self.finish(at, reason, draft.events);
+            if self.finish_complete(at, draft) {
                 continue;
             }
             if self.is_still_refused(at) {
@@ -65,6 +62,24 @@ impl Scheduler {
                 Room::None => draft.close(class),
             }
         }
+    }
+
+    /// Starts a waiting sequence while nothing else runs.
+    pub(crate) fn admit_one(&mut self, at: usize, draft: &mut Draft<'_>) {
+        if self.finish_complete(at, draft) {
+            return;
+        }
+        if let Room::Now { slot, num_cached } = self.make_room(at, draft) {
+            self.start(at, slot, num_cached, draft);
+        }
+    }
+
+    /// Ends a sequence that came here complete, from an engine that was lost before it could say so.
+    fn finish_complete(&mut self, at: usize, draft: &mut Draft<'_>) -> bool {
+        let Some(reason) = self.sequences[at].finish_reason() else { return false };
+        self.note_start(at, 0, draft.events);
+        self.finish(at, reason, draft.events);
+        true
     }
 
     /// Whether there is a slot for the highest class that waits, free or of a lower class. When the

@@ -33,7 +33,12 @@ impl Scheduler {
         if plan.is_empty() && self.in_flight.is_empty() {
             assert!(self.sequences.is_empty(), "sequences live, and nothing will ever happen");
         }
-        if !plan.is_empty() && plan.num_tokens() < self.limits.step_tokens as usize {
+        if self.is_isolating() {
+            assert!(plan.chunks.len() <= 1, "a suspect has company");
+            let chunks = || self.in_flight.iter().flat_map(|record| &record.chunks);
+            let is_same = chunks().zip(chunks().skip(1)).all(|(a, b)| a.arrival == b.arrival);
+            assert!(plan.chunks.is_empty() || is_same, "two suspects are in flight");
+        } else if !plan.is_empty() && plan.num_tokens() < self.limits.step_tokens as usize {
             self.check_classes();
         }
     }

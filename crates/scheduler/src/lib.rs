@@ -41,6 +41,7 @@ mod commit;
 mod drain;
 mod groups;
 mod invariants;
+mod isolation;
 mod limits;
 mod planner;
 mod promises;

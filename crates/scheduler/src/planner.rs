@@ -3,6 +3,7 @@
 use oarlock_kv_cache::OutOfBlocks;
 use oarlock_types::{BLOCK_TOKENS, Chunk, Event, NewBlocks, Priority, StepId, StepPlan, Tick};
 
+use crate::isolation::Trial;
 use crate::scheduler::Scheduler;
 use crate::sequence::Place;
 use crate::spare::{ChunkRecord, PlanRecord};
@@ -65,9 +66,16 @@ impl Scheduler {
         record.step = plan.step;
         let budget = self.limits.step_tokens;
         let mut draft = Draft { plan, events, record, budget, next: 0, reserved: 0, closed: None };
-        self.fill(&mut draft);
+        match self.trial(&mut draft) {
+            Trial::Nobody => self.fill(&mut draft),
+            Trial::Of(at) => self.fill_trial(at, &mut draft),
+            Trial::Wait => {}
+        }
         // Siblings that wait for a prompt have room.
-        let is_full = self.free_slots.is_empty() || draft.budget == 0 || draft.closed.is_some();
+        let is_full = self.free_slots.is_empty()
+            || draft.budget == 0
+            || draft.closed.is_some()
+            || self.is_isolating();
         let Draft { plan, record, .. } = draft;
         debug_assert!(plan.num_tokens() <= self.limits.step_tokens as usize, "over the budget");
         self.is_backlogged = is_full && !self.waiting.is_empty();

@@ -10,6 +10,7 @@ use oarlock_types::{
 use crate::admission::Refused;
 use crate::drain::DrainRate;
 use crate::groups::Groups;
+use crate::isolation::Suspect;
 use crate::limits::Limits;
 use crate::promises::Promises;
 use crate::queue::Queue;
@@ -37,6 +38,8 @@ pub struct Scheduler {
     /// Slots of sequences that are gone, of which the workers have not been told.
     pub(crate) released_slots: Vec<SlotId>,
     pub(crate) in_flight: VecDeque<PlanRecord>,
+    /// Requests that run one at a time, the one on trial first.
+    pub(crate) suspects: VecDeque<Suspect>,
     pub(crate) spare: Spare,
     pub(crate) drain: DrainRate,
     /// Whether the last plan left something waiting that it had no room for.
@@ -73,6 +76,7 @@ impl Scheduler {
             free_slots: Vec::with_capacity(max_seqs),
             released_slots: Vec::with_capacity(max_seqs),
             in_flight: VecDeque::with_capacity(limits.max_plans_in_flight as usize),
+            suspects: VecDeque::new(),
             spare: Spare::new(max_seqs),
             drain: DrainRate::default(),
             is_backlogged: false,
@@ -93,7 +97,8 @@ impl Scheduler {
     }
 
     /// The group of workers is gone, and with it all slots, the cache and the plans in flight: what
-    /// ran waits again, with all its tokens, in its old order. Steps count from 1 again.
+    /// ran waits again, with all its tokens, in its old order. Steps count from 1 again. Suspects stay
+    /// what they are.
     pub fn reset(&mut self, epoch: Epoch, now: Tick) {
         self.advance_drain(now);
         self.is_restarting = true;

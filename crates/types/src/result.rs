@@ -62,6 +62,8 @@ pub enum SlotError {
     NothingAllowed,
     /// Handling this slot panicked.
     Panicked(String),
+    /// The workers died each time that they computed it, at last while they computed nothing else.
+    KillsWorkers,
 }
 
 /// Something that happened to a request, in order.

@@ -201,6 +201,7 @@ impl From<&t::SlotError> for p::SlotError {
             t::SlotError::InvalidLogits => p::slot_error::Kind::InvalidLogits(p::Empty {}),
             t::SlotError::NothingAllowed => p::slot_error::Kind::NothingAllowed(p::Empty {}),
             t::SlotError::Panicked(message) => p::slot_error::Kind::Panicked(message.clone()),
+            t::SlotError::KillsWorkers => p::slot_error::Kind::KillsWorkers(p::Empty {}),
         };
         Self { kind: Some(kind) }
     }
@@ -214,6 +215,7 @@ impl TryFrom<p::SlotError> for t::SlotError {
             p::slot_error::Kind::InvalidLogits(p::Empty {}) => Self::InvalidLogits,
             p::slot_error::Kind::NothingAllowed(p::Empty {}) => Self::NothingAllowed,
             p::slot_error::Kind::Panicked(message) => Self::Panicked(message),
+            p::slot_error::Kind::KillsWorkers(p::Empty {}) => Self::KillsWorkers,
         })
     }
 }

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use oarlock_scheduler::{Limits, Scheduler};
 use oarlock_types::{
-    Chunk, Epoch, Event, EventKind, Rejected, Request, RequestId, StepPlan, StepResult, Tick,
+    Chunk, Epoch, Event, EventKind, Rejected, Request, RequestId, SlotError, StepPlan, StepResult,
+    Tick,
 };
 
 use crate::client::Clients;
@@ -150,6 +151,21 @@ impl Harness {
         self.worker = Worker::new(self.limits, self.epoch);
         self.results.clear();
         self.settle();
+    }
+
+    /// The group dies, for the second time in a row or more: what was in flight is suspected, or whoever was
+    /// on trial is the one.
+    pub(crate) fn die_again(&mut self) -> Option<RequestId> {
+        let culprit = self.scheduler.suspect_in_flight();
+        if culprit.is_none() {
+            self.scheduler.isolate_in_flight();
+        }
+        self.reset();
+        if let Some(id) = culprit {
+            self.scheduler.fail(id, SlotError::KillsWorkers, &mut self.events);
+            self.settle();
+        }
+        culprit
     }
 
     /// Steps until all is done. Panics if that takes unreasonably long.

@@ -3,6 +3,7 @@
 mod classes;
 mod client;
 mod harness;
+mod isolation;
 mod queue;
 mod random;
 mod rules;

@@ -22,6 +22,7 @@ pub(crate) enum Op {
     Cancel(usize),
     Wait(u64),
     Reset,
+    DieAgain,
 }
 
 /// What a random request is made of.
@@ -76,7 +77,11 @@ fn op() -> impl Strategy<Value = Op> {
         18 => Just(Op::Commit),
         2 => any::<usize>().prop_map(Op::Cancel),
         1 => prop_oneof![9 => 1_u64..20, 1 => 1_u64..5_000_000].prop_map(Op::Wait),
-        1 => (0_u32..4).prop_map(|n| if n == 0 { Op::Reset } else { Op::Plan }),
+        1 => (0_u32..8).prop_map(|n| match n {
+            0 => Op::Reset,
+            1 => Op::DieAgain,
+            _ => Op::Plan,
+        }),
     ]
 }
 
@@ -185,5 +190,8 @@ fn apply(harness: &mut Harness, op: &Op, num_ids: &mut u64) {
         }
         Op::Wait(time) => harness.now.0 += time,
         Op::Reset => harness.reset(),
+        Op::DieAgain => {
+            harness.die_again();
+        }
     }
 }
