@@ -67,7 +67,9 @@ fn killed_while_awaited(over: Over) {
     for rank in OTHERS {
         group[rank].tell("sum");
     }
-    OTHERS.iter().for_each(|rank| group[*rank].await_waiting());
+    for rank in OTHERS {
+        group[rank].await_waiting();
+    }
     group[2].signal(Signal::KILL);
     let begun = std::time::Instant::now();
     for rank in OTHERS {
@@ -115,7 +117,9 @@ fn leaves(over: Over) {
     for rank in OTHERS {
         group[rank].tell("sum");
     }
-    OTHERS.iter().for_each(|rank| group[*rank].await_waiting());
+    for rank in OTHERS {
+        group[rank].await_waiting();
+    }
     let begun = std::time::Instant::now();
     group[2].tell("leave");
     for rank in OTHERS {

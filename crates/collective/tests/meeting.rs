@@ -173,7 +173,9 @@ fn strangers_do_no_harm() {
                 })
             })
             .collect();
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
     });
     assert!(begun.elapsed() < PATIENCE / 2, "strangers held up the group");
     drop(silent);

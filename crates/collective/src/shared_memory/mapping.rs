@@ -88,12 +88,14 @@ impl Mapping {
         Ok(Self { memory, ranks })
     }
 
+    #[expect(clippy::cast_ptr_alignment, reason = "a mapping begins at a page")]
     pub(super) fn header(&self) -> &Header {
         // SAFETY: the mapping is as long as a segment and begins at a page, it holds only atomics here,
         // for which any bytes are values, and it lives as long as the reference.
         unsafe { &*self.memory.as_ptr().cast::<Header>() }
     }
 
+    #[expect(clippy::cast_ptr_alignment, reason = "a mapping begins at a page")]
     pub(super) fn control(&self, rank: usize) -> &Control {
         assert!(rank < self.ranks, "a rank of the group");
         // SAFETY: as in `header`; the array of controls begins after the header at a multiple of their

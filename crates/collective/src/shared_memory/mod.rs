@@ -27,6 +27,9 @@ pub struct SharedMemory {
     group: Group,
 }
 
+/// Is given parts of ranks' values.
+type Take<'a> = &'a mut dyn FnMut(usize, usize, &[f32]);
+
 impl SharedMemory {
     /// Bytes of a segment, all of them in memory for as long as the group lives.
     pub fn segment_bytes(ranks: u32) -> u64 {
@@ -105,7 +108,7 @@ impl SharedMemory {
         operation: Operation,
         own: &[f32],
         lens: &[usize],
-        take: Option<&mut dyn FnMut(usize, usize, &[f32])>,
+        take: Option<Take<'_>>,
     ) -> Result<(), CollectiveError> {
         assert_eq!(lens.len(), self.ranks(), "a length of every rank");
         assert_eq!(own.len(), lens[self.rank()], "this rank's length");

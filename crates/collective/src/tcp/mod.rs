@@ -90,15 +90,9 @@ impl Tcp {
         while distance < ranks {
             let peer = rank ^ distance;
             self.swap(peer, values, values.len())?;
-            let received = &self.received[..values.len()];
-            if rank < peer {
-                for (value, received) in values.iter_mut().zip(received) {
-                    *value += received;
-                }
-            } else {
-                for (value, received) in values.iter_mut().zip(received) {
-                    *value = received + *value;
-                }
+            // The lower rank's comes first only on paper: a sum of two has the same bits either way.
+            for (value, received) in values.iter_mut().zip(&self.received) {
+                *value += received;
             }
             distance *= 2;
         }

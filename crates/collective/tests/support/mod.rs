@@ -87,13 +87,11 @@ fn tcp(ranks: u32, deadline: Duration) -> Vec<Boxed> {
 
 /// The sum as the contract defines it.
 pub(crate) fn tree(values: &[f32]) -> f32 {
-    match values {
-        [value] => *value,
-        _ => {
-            let (left, right) = values.split_at(values.len() / 2);
-            tree(left) + tree(right)
-        }
+    if let [value] = values {
+        return *value;
     }
+    let (left, right) = values.split_at(values.len() / 2);
+    tree(left) + tree(right)
 }
 
 /// Floats of all kinds, the same for the same seed, rank and index: large and small, zeros of either
@@ -108,7 +106,7 @@ pub(crate) fn value(seed: u64, rank: usize, index: usize) -> f32 {
         4 => f32::NAN,
         5 => f32::MIN_POSITIVE / 4.0,
         // Zero of the same sign in many ranks at once, so that sums of zeros come up.
-        6..16 if mix(index as u64 ^ seed) % 4 == 0 => -0.0,
+        6..16 if mix(index as u64 ^ seed).is_multiple_of(4) => -0.0,
         _ => {
             let magnitude = 2f32.powi((word >> 8) as i32 % 24 - 12);
             ((word >> 40) as f32 / 8_388_608.0 - 1.0) * magnitude

@@ -97,12 +97,18 @@ pub(crate) fn group(over: Over, ranks: u32, deadline: Duration, test: &str) -> V
     match over {
         Over::SharedMemory => {
             let command = format!("shared-memory {}", segment.path().display());
-            group.iter_mut().for_each(|rank| rank.tell(&command));
+            for rank in &mut group {
+                rank.tell(&command);
+            }
         }
         Over::Tcp => {
-            group.iter_mut().for_each(|rank| rank.tell("tcp"));
+            for rank in &mut group {
+                rank.tell("tcp");
+            }
             let addresses: Vec<_> = group.iter_mut().map(Rank::hear).collect();
-            group.iter_mut().for_each(|rank| rank.tell(&addresses.join(" ")));
+            for rank in &mut group {
+                rank.tell(&addresses.join(" "));
+            }
         }
     }
     for rank in &mut group {
