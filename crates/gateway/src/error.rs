@@ -203,6 +203,12 @@ impl ApiError {
                                'logit_bias' and 'min_tokens' together exclude all of them";
                 Some(Self::malformed(message).code("no_token_allowed"))
             }
+            FinishReason::Failed(SlotError::KillsWorkers) => {
+                tracing::error!("a request ended the workers each time that they computed it");
+                let message = "The workers ended each time that they computed this request, at last \
+                               while they computed nothing else; do not send it again";
+                Some(Self::internal(message).code("request_kills_workers"))
+            }
             FinishReason::Failed(error) => {
                 tracing::error!(?error, "request failed in the engine");
                 Some(Self::internal("The engine failed on this request").code("request_failed"))
