@@ -46,6 +46,9 @@ pub(crate) enum Command {
     Keys(KeysArguments),
     /// Measure a server: throughput and latencies under load, of any server with OpenAI's API.
     Bench(Box<crate::bench::BenchArguments>),
+    /// Find out where two runs that should agree begin to differ.
+    #[command(subcommand)]
+    Debug(crate::debug::DebugCommand),
     /// A worker process. The engine starts it; not for people.
     #[command(hide = true)]
     Worker(WorkerArguments),
@@ -284,7 +287,7 @@ fn words(text: &str) -> Result<Words, String> {
     shell_words::split(text).map(Words).map_err(|error| error.to_string())
 }
 
-fn ranks(text: &str) -> Result<u32, String> {
+pub(crate) fn ranks(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(ranks @ (1 | 2 | 4 | 8)) => Ok(ranks),
         _ => Err("1, 2, 4 or 8 workers are possible".to_owned()),

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod bench;
+mod debug;
 mod fetch;
 mod keys;
 mod limits;
@@ -36,17 +37,23 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Fetch(command) => run_fetch(&command),
         Command::Keys(arguments) => keys::run(arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Debug(command) => debug::run(command),
         Command::Worker(arguments) => run_worker(arguments),
     }
 }
 
 fn run_serve(arguments: ServeArguments) -> anyhow::Result<()> {
     // Before the runtime starts: fetching blocks, for minutes the first time.
-    let model = match &arguments.model {
-        Model::Demo => demo_model(arguments.cache.clone())?,
-        Model::Path(path) => path.clone(),
-    };
+    let model = model_path(&arguments.model, arguments.cache.clone())?;
     tokio::runtime::Runtime::new()?.block_on(serve::serve(arguments, model))
+}
+
+/// Where a model is; the demo model is fetched first.
+fn model_path(model: &Model, cache: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    match model {
+        Model::Demo => demo_model(cache),
+        Model::Path(path) => Ok(path.clone()),
+    }
 }
 
 fn run_fetch(command: &FetchCommand) -> anyhow::Result<()> {
@@ -71,6 +78,7 @@ fn run_worker(arguments: WorkerArguments) -> anyhow::Result<()> {
             dtype: arguments.cpu.dtype,
         },
         collective_host: arguments.collective_host,
+        trace: arguments.trace,
     };
     // The runtime only carries messages; the backend has threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

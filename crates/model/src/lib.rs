@@ -29,4 +29,4 @@ pub use checkpoint::{Checkpoint, inspect, load};
 pub use decoder::{Decoder, StepError};
 pub use error::ModelError;
 pub use hash::hash_file;
-pub use trace::{TraceRecord, Tracer};
+pub use trace::{TRACED_OPERATIONS, TraceRecord, Tracer};

@@ -23,6 +23,22 @@ pub struct TraceRecord {
     pub checksum: u64,
 }
 
+/// The operations that are traced, in the order of a layer; the first comes before all layers, the last
+/// after them.
+pub const TRACED_OPERATIONS: [&str; 11] = [
+    "embed",
+    "attention_norm",
+    "qkv",
+    "rotary",
+    "attention",
+    "attention_output",
+    "feed_forward_norm",
+    "gate_up",
+    "activation",
+    "down",
+    "output_norm",
+];
+
 /// Hears of every operation of every step, in order.
 pub trait Tracer: Send {
     /// One unit of one row.
@@ -114,6 +130,7 @@ impl Trace {
         units: &[(u32, Range<usize>)],
     ) {
         let Some(tracer) = &mut self.tracer else { return };
+        debug_assert!(TRACED_OPERATIONS.contains(&operation), "an operation of the list");
         let values = backend.read(tensor);
         for (row, values) in values.chunks(width).enumerate() {
             for (part, range) in units {

@@ -14,8 +14,10 @@ use oarlock_types::{
 };
 use thiserror::Error;
 
+use crate::fault;
 pub use crate::slots::PlanError;
 use crate::slots::Slots;
+use crate::trace::TraceFile;
 
 /// Why a step could not be executed at all; the worker must be replaced.
 #[derive(Debug, Error)]
@@ -48,6 +50,8 @@ pub struct Executor<B: Backend> {
     row_results: Vec<RowResult>,
     progress: Progress,
     current_step: Arc<AtomicU64>,
+    trace: Option<TraceFile>,
+    fatal_token: Option<TokenId>,
 }
 
 impl<B: Backend> Executor<B> {
@@ -67,7 +71,16 @@ impl<B: Backend> Executor<B> {
             row_results: Vec::new(),
             progress: Progress::default(),
             current_step: Arc::default(),
+            trace: None,
+            fatal_token: fault::fatal_token(),
         }
+    }
+
+    /// Writes checksums of all that it computes.
+    #[must_use]
+    pub fn with_trace(mut self, trace: TraceFile) -> Self {
+        self.model.set_tracer(Box::new(trace.clone()));
+        Self { trace: Some(trace), ..self }
     }
 
     /// Tells others that it works, and at which step.
@@ -103,6 +116,9 @@ impl<B: Backend> Executor<B> {
     fn run(&mut self, plan: &StepPlan) -> Result<(), StepError> {
         self.tokens.clear();
         self.chunks.clear();
+        if let Some(trace) = &self.trace {
+            trace.begin();
+        }
         let mut logit_rows = recycle(std::mem::take(&mut self.logit_rows));
         for chunk in &plan.chunks {
             let sequence = self.slots.get(chunk.slot);
@@ -111,6 +127,9 @@ impl<B: Backend> Executor<B> {
             }
             let first_row = self.tokens.len() as u32;
             let positions = chunk.start as usize..(chunk.start + chunk.len) as usize;
+            if let Some(trace) = &self.trace {
+                trace.rows(&sequence.tokens, positions.clone());
+            }
             self.tokens.extend_from_slice(&sequence.tokens[positions]);
             self.chunks.push(ChunkRows {
                 slot: chunk.slot,
@@ -134,6 +153,9 @@ impl<B: Backend> Executor<B> {
                 logit_rows.push(LogitRow { row: row(position - 1), kind });
             }
         }
+        if self.fatal_token.is_some_and(|token| self.tokens.contains(&token)) {
+            fault::die();
+        }
         let mut outcome = Ok(());
         self.row_results.clear();
         if !self.tokens.is_empty() {
@@ -146,6 +168,9 @@ impl<B: Backend> Executor<B> {
             outcome = self.model.step(&mut self.backend, &input, &mut self.row_results);
         }
         self.logit_rows = recycle(logit_rows);
+        if let Some(trace) = &self.trace {
+            trace.end();
+        }
         outcome
     }
 

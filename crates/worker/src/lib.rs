@@ -6,13 +6,16 @@
 //! parent is gone.
 
 mod executor;
+mod fault;
 mod host;
 mod load;
 mod process;
 mod service;
 mod slots;
+mod trace;
 mod vitals;
 
 pub use executor::{Execute, Executor, PlanError};
 pub use oarlock_backend_cpu::{Dtype, InstructionSet};
+pub use oarlock_model::TRACED_OPERATIONS;
 pub use process::{CpuOptions, WorkerOptions, run};

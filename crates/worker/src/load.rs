@@ -18,6 +18,7 @@ use oarlock_types::{
 
 use crate::executor::{Execute, Executor};
 use crate::process::CpuOptions;
+use crate::trace::TraceFile;
 use crate::vitals::Vitals;
 
 /// Rows whose logits are computed at once.
@@ -26,7 +27,7 @@ const MAX_GATHERED: usize = 32;
 /// Meets the other ranks, then opens, packs and describes this rank's part of the model.
 pub(crate) fn load(
     options: &LoadOptions,
-    cpu: CpuOptions,
+    (cpu, trace): (CpuOptions, Option<&Path>),
     rendezvous: Option<TcpRendezvous>,
     vitals: &Vitals,
     mut progress: impl FnMut(LoadProgress),
@@ -76,7 +77,11 @@ pub(crate) fn load(
         instruction_set: backend.instruction_set(),
     };
     let memory_bytes = backend.memory_bytes();
-    let executor = Executor::new(backend, model, limits).with_vitals(work, vitals.step());
+    let mut executor = Executor::new(backend, model, limits).with_vitals(work, vitals.step());
+    if let Some(path) = trace {
+        let file = TraceFile::open(path).with_context(|| path.display().to_string())?;
+        executor = executor.with_trace(file);
+    }
     Ok((Box::new(executor), WorkerDescription { card, fingerprint, limits, memory_bytes }))
 }
 

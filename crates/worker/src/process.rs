@@ -41,6 +41,8 @@ pub struct WorkerOptions {
     pub engine_pid: u32,
     /// The CPU backend's options.
     pub cpu: CpuOptions,
+    /// Where to write checksums of all that is computed.
+    pub trace: Option<PathBuf>,
     /// The address at which other ranks reach this one; `None` lets the worker choose.
     pub collective_host: Option<IpAddr>,
 }
@@ -53,7 +55,7 @@ pub async fn run(options: WorkerOptions) -> anyhow::Result<()> {
     let _ignored = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let listener = listen(&options.socket)
         .with_context(|| format!("cannot listen on {}", options.socket.display()))?;
-    let worker = Arc::new(CpuWorker::new(options.cpu, options.collective_host));
+    let worker = Arc::new(CpuWorker::new(options.cpu, options.collective_host, options.trace));
     oarlock_rpc::serve_worker(worker, listener, std::future::pending()).await?;
     Ok(())
 }

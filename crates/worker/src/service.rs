@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,16 +29,22 @@ pub(crate) struct CpuWorker {
     options: CpuOptions,
     /// Where it listens for other ranks, if it is to say.
     collective_host: Option<IpAddr>,
+    trace: Option<PathBuf>,
     rendezvous: Arc<Mutex<Option<TcpRendezvous>>>,
     vitals: Arc<Vitals>,
     loaded: Arc<Mutex<Option<Box<dyn Execute>>>>,
 }
 
 impl CpuWorker {
-    pub(crate) fn new(options: CpuOptions, collective_host: Option<IpAddr>) -> Self {
+    pub(crate) fn new(
+        options: CpuOptions,
+        collective_host: Option<IpAddr>,
+        trace: Option<PathBuf>,
+    ) -> Self {
         Self {
             options,
             collective_host,
+            trace,
             rendezvous: Arc::default(),
             vitals: Arc::default(),
             loaded: Arc::default(),
@@ -76,13 +83,13 @@ impl WorkerApi for CpuWorker {
     fn load(&self, options: LoadOptions) -> LoadStream {
         let (events, receiver) = mpsc::channel(QUEUE);
         let (cpu, loaded) = (self.options, Arc::clone(&self.loaded));
-        let vitals = Arc::clone(&self.vitals);
+        let (vitals, trace) = (Arc::clone(&self.vitals), self.trace.clone());
         let rendezvous = self.rendezvous.lock().unwrap_or_else(PoisonError::into_inner).take();
         std::thread::spawn(move || {
             // A progress message that finds the queue full is dropped: the next one says more.
             let progress = |so_far| drop(events.try_send(Ok(LoadEvent::Progress(so_far))));
             let attempt = catch_unwind(AssertUnwindSafe(|| {
-                load(&options, cpu, rendezvous, &vitals, progress)
+                load(&options, (cpu, trace.as_deref()), rendezvous, &vitals, progress)
             }));
             let last =
                 match attempt.unwrap_or_else(|_| Err(anyhow!("loading panicked; see the log"))) {
