@@ -110,11 +110,13 @@ impl ThreadPool {
     pub(crate) fn run(&mut self, items: usize, chunk: usize, job: &Job<'_>) -> Result<(), String> {
         let shared = &*self.shared;
         let chunk = chunk.max(1);
-        if let Some(progress) = shared.progress.get() {
-            progress.advance();
-        }
         if self.helpers.is_empty() || items <= chunk {
-            return catch_unwind(AssertUnwindSafe(|| job(0, 0..items)))
+            let ranges = (0..items).step_by(chunk).map(|first| first..items.min(first + chunk));
+            let all = ranges.map(|range| {
+                shared.advance();
+                job(0, range);
+            });
+            return catch_unwind(AssertUnwindSafe(|| all.for_each(drop)))
                 .map_err(|panic| panic_message(&*panic));
         }
         #[expect(
@@ -193,6 +195,13 @@ impl Shared {
         self.entry.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
+    /// A range is about to be done.
+    fn advance(&self) {
+        if let Some(progress) = self.progress.get() {
+            progress.advance();
+        }
+    }
+
     /// Takes ranges until there are none.
     fn work(&self, index: usize, job: &JobPointer) {
         loop {
@@ -201,9 +210,7 @@ impl Shared {
                 return;
             }
             let range = first..job.items.min(first + job.chunk);
-            if let Some(progress) = self.progress.get() {
-                progress.advance();
-            }
+            self.advance();
             // SAFETY: `run` keeps the job borrowed until all have left it.
             let body = unsafe { &*job.job };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(index, range))) {

@@ -257,7 +257,7 @@ impl Core {
     fn backoff(&self) -> Duration {
         match self.deaths.in_a_row() {
             0 | 1 => Duration::ZERO,
-            deaths => MAX_BACKOFF.min(Duration::from_millis(50 << deaths.min(10))),
+            deaths => MAX_BACKOFF.min(Duration::from_millis(25 << deaths.min(10))),
         }
     }
 

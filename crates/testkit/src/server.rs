@@ -184,11 +184,16 @@ impl Server {
         self.child.id()
     }
 
-    /// Process ids of the workers, as `oarlock_worker_info{rank="0",pid="123"} 1` tells them.
+    /// Process ids of the workers by rank, as `oarlock_worker_info{rank="0",pid="123"} 1` tells them.
     pub fn worker_pids(&self) -> Vec<u32> {
         let metrics = self.metrics();
+        let number = |text: &str| -> u32 { text.parse().expect("a number") };
+        let ranks = metrics.labels("oarlock_worker_info", "rank");
         let pids = metrics.labels("oarlock_worker_info", "pid");
-        pids.iter().map(|pid| pid.parse().expect("a pid is a number")).collect()
+        let mut workers: Vec<_> =
+            ranks.into_iter().map(number).zip(pids.into_iter().map(number)).collect();
+        workers.sort_unstable();
+        workers.into_iter().map(|(_, pid)| pid).collect()
     }
 
     /// What it has printed so far, on both streams.

@@ -31,6 +31,8 @@ use activations::{MAX_GROUP, bf16_blocks, group_len};
 
 /// Rows whose activations stay in the cache while a thread goes through its tiles.
 const PANEL: usize = 64;
+/// Tiles of a panel between two signs of progress: milliseconds at the slowest, and enough not to be felt.
+const TILES_PER_SIGN: usize = 16;
 /// Segments of an inner sum at most.
 const MAX_SEGMENTS: usize = 8;
 
@@ -78,10 +80,12 @@ pub(crate) fn linear(
         for first_row in (0..rows).step_by(PANEL) {
             let rows = first_row..rows.min(first_row + PANEL);
             let panel = Panel { isa, weight, bias, input, buffers, rows, out };
-            panel.run(tiles.clone());
             // A range of a wide layer and many rows may take seconds.
-            if let Some(progress) = &progress {
-                progress.advance();
+            for first in tiles.clone().step_by(TILES_PER_SIGN) {
+                panel.run(first..tiles.end.min(first + TILES_PER_SIGN));
+                if let Some(progress) = &progress {
+                    progress.advance();
+                }
             }
         }
     })

@@ -6,6 +6,7 @@
 
 mod api;
 mod bench;
+mod contract;
 mod determinism;
 mod gemma;
 mod keys;
@@ -14,6 +15,7 @@ mod limits;
 mod metrics;
 mod options;
 mod python;
+mod ranks;
 mod reference;
 mod requests;
 mod slow_clients;

@@ -1,0 +1,401 @@
+//! The numbers contract, cell by cell: a request gives the same token ids and the same bits of logprobs
+//! alone, in company, in chunks, after preemption, from a warm cache, with one plan in flight or two, on
+//! any number of ranks and threads, after a rank was killed, and from another run of the server.
+//!
+//! A cell that fails prints the first operation that differs (`oarlock debug compare`).
+
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use oarlock_testkit::{Server, ServerOptions, Signal, binary, fixture, send_signal, wait_until};
+use serde_json::{Value, json};
+
+use crate::{alone, turn};
+
+/// A model, and what its requests look like.
+struct Subject<'a> {
+    name: &'a str,
+    model: &'a Path,
+    /// Tokens of the longest prompt; the others have 5 and 300.
+    longest: usize,
+    vocabulary: u64,
+    max_tokens: u32,
+    /// Arguments of every cell.
+    arguments: &'a [&'a str],
+    /// Tokens of a cache that the longest prompt and its answer just fit into; whole blocks.
+    small_cache: usize,
+}
+
+/// How a cell sends the requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// One after the other.
+    Alone,
+    /// A second time, so that prompts come from the cache.
+    Warm,
+    /// All six at once with 26 others.
+    Crowd,
+    /// Each loses its blocks twice to a request of a higher class.
+    Preempted,
+    /// A rank is killed in the middle of each; the number is added to the rank.
+    Killed,
+}
+
+/// Arguments of a server, and how it is asked, in order.
+type Cell = (&'static str, &'static [&'static str], &'static [How]);
+
+const WHOLE: &str = "--step-tokens=1024";
+
+/// What every model must stand.
+const CELLS: [Cell; 7] = [
+    ("another run, in company", &[WHOLE], &[How::Crowd]),
+    (
+        "chunks of 7, one plan in flight, one thread",
+        &["--chunk-tokens=7", "--max-plans-in-flight=1", "--threads=1"],
+        &[How::Alone],
+    ),
+    ("chunks of 64", &["--chunk-tokens=64"], &[How::Alone]),
+    ("a rank is killed", &[WHOLE], &[How::Killed]),
+    ("two ranks", &["--tensor-parallel=2"], &[How::Alone, How::Warm, How::Crowd, How::Killed]),
+    (
+        "two ranks of two threads, one plan in flight",
+        &["--tensor-parallel=2", "--threads=4", "--max-plans-in-flight=1"],
+        &[How::Crowd],
+    ),
+    // The demo model's ranks speak TCP between network namespaces (`netns.rs`).
+    (TCP, &["--tensor-parallel=2", "--collective=tcp", "--chunk-tokens=64"], &[How::Alone]),
+];
+
+const TCP: &str = "two ranks over TCP, chunks of 64";
+
+/// Cells of models that can be cut into four.
+const FOUR: [Cell; 2] = [
+    ("four ranks", &["--tensor-parallel=4"], &[How::Alone, How::Crowd, How::Killed]),
+    (
+        "four ranks over TCP, chunks of 7",
+        &["--tensor-parallel=4", "--collective=tcp", "--chunk-tokens=7"],
+        &[How::Alone],
+    ),
+];
+
+/// What must not depend on anything but the request.
+#[derive(Clone, Debug, PartialEq)]
+struct Answer {
+    token_ids: Value,
+    /// Written so that the decimal tells every bit.
+    logprobs: Value,
+    finish_reason: Value,
+}
+
+impl Answer {
+    fn of(choice: &Value) -> Self {
+        let [token_ids, logprobs, finish_reason] =
+            ["token_ids", "logprobs", "finish_reason"].map(|name| choice[name].clone());
+        Self { token_ids, logprobs, finish_reason }
+    }
+}
+
+impl Subject<'_> {
+    fn prompt(&self, len: usize, salt: u64) -> Vec<u64> {
+        let mix =
+            |at: usize| (at as u64 + 1 + salt * 7919).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
+        (0..len).map(|at| 3 + mix(at) % (self.vocabulary - 3)).collect()
+    }
+
+    fn request(&self, prompt: &[u64], max_tokens: u32) -> Value {
+        json!({
+            "model": "m", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0,
+            "logprobs": 5, "return_token_ids": true, "ignore_eos": true, "priority": 4,
+        })
+    }
+
+    /// Prompts of three lengths, greedy and drawn.
+    fn requests(&self) -> Vec<Value> {
+        let mut all = Vec::new();
+        for (salt, len) in [5, 300, self.longest].into_iter().enumerate() {
+            all.push(self.request(&self.prompt(len, salt as u64), self.max_tokens));
+            let mut drawn = self.request(&self.prompt(len, 10 + salt as u64), self.max_tokens);
+            drawn["temperature"] = json!(1);
+            drawn["top_p"] = json!(0.9);
+            drawn["seed"] = json!(100 + salt);
+            all.push(drawn);
+        }
+        all
+    }
+
+    fn serve(&self, arguments: &[&str]) -> Server {
+        let has_threads = arguments.iter().any(|word| word.starts_with("--threads"));
+        let threads: &[&str] = if has_threads { &[] } else { &["--threads=2"] };
+        let parallel = arguments.iter().any(|word| word.starts_with("--tensor-parallel=4"));
+        let threads = if parallel { &["--threads=4"] } else { threads };
+        let words = [&["--served-name=m"], self.arguments, threads, arguments].concat();
+        Server::start(&ServerOptions::new(self.model).args(words)).unwrap()
+    }
+
+    /// Checks all cells against a plain server.
+    fn check(&self, cells: &[Cell]) {
+        let _turn = alone();
+        let server = self.serve(&[WHOLE]);
+        let expected: Vec<_> = self.ask(&server, How::Alone);
+        self.compare("warm", &[WHOLE], How::Warm, &expected, &self.ask(&server, How::Warm));
+        drop(server);
+        let small_cache = format!("--kv-cache-tokens={}", self.small_cache);
+        let small = [WHOLE, &small_cache];
+        let preempted: Cell = ("preempted twice", &[], &[How::Preempted]);
+        for (name, arguments, hows) in cells.iter().chain([&preempted]) {
+            let arguments = if hows == &[How::Preempted] { &small[..] } else { arguments };
+            let server = self.serve(arguments);
+            for how in *hows {
+                let begin = Instant::now();
+                let found = self.ask(&server, *how);
+                eprintln!("{:.1} s", begin.elapsed().as_secs_f32());
+                self.compare(name, arguments, *how, &expected, &found);
+            }
+        }
+    }
+
+    fn compare(
+        &self,
+        cell: &str,
+        arguments: &[&str],
+        how: How,
+        expected: &[Answer],
+        found: &[Answer],
+    ) {
+        let differs = expected.iter().zip(found).position(|(a, b)| a != b);
+        eprintln!("{}: {cell}, {how:?}: {} answers", self.name, found.len());
+        assert_eq!(expected.len(), found.len());
+        if let Some(index) = differs {
+            let (expected, found) = (&expected[index], &found[index]);
+            let difference = self.first_difference(arguments, how);
+            panic!(
+                "{}: {cell}, {how:?}: request {index} differs; a run with --trace says: {difference}\n\
+                 expected {expected:?}\nfound    {found:?}",
+                self.name
+            );
+        }
+    }
+
+    /// Runs the plain server and the cell once more with checksums, and compares those.
+    fn first_difference(&self, arguments: &[&str], how: How) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let run = |name: &str, arguments: &[&str], how| {
+            let path = folder.path().join(name);
+            let trace = format!("--trace={}", path.display());
+            let server = self.serve(&[arguments, &[&trace]].concat());
+            self.ask(&server, how);
+            path
+        };
+        let plain = run("plain", &[WHOLE], How::Alone);
+        let cell = run("cell", arguments, if how == How::Warm { How::Alone } else { how });
+        let output = Command::new(binary()).args(["debug", "compare"]).args([plain, cell]).output();
+        String::from_utf8_lossy(&output.unwrap().stdout).into_owned()
+    }
+
+    fn ask(&self, server: &Server, how: How) -> Vec<Answer> {
+        let requests = self.requests();
+        let post = |request: &Value| server.post("/v1/completions", request).ok_json();
+        match how {
+            How::Alone => requests.iter().map(|r| Answer::of(&post(r)["choices"][0])).collect(),
+            How::Warm => {
+                let warm = |request: &Value| {
+                    let body = post(request);
+                    let cached = &body["usage"]["prompt_tokens_details"]["cached_tokens"];
+                    let is_long = request["prompt"].as_array().unwrap().len() > 16;
+                    assert_eq!(cached.as_u64().unwrap() > 0, is_long, "{}", body["usage"]);
+                    Answer::of(&body["choices"][0])
+                };
+                requests.iter().map(warm).collect()
+            }
+            How::Crowd => thread::scope(|scope| {
+                for other in 0..26 {
+                    let prompt = self.prompt(3 + other * 7 % 20, 1000 + other as u64);
+                    let request = self.request(&prompt, 2 + other as u32 % 6);
+                    scope.spawn(move || post(&request));
+                }
+                let ours: Vec<_> =
+                    requests.iter().map(|request| scope.spawn(move || post(request))).collect();
+                let answers = ours.into_iter().map(|asking| asking.join().unwrap());
+                answers.map(|body| Answer::of(&body["choices"][0])).collect()
+            }),
+            How::Preempted => requests.iter().map(|r| self.preempted(server, r)).collect(),
+            How::Killed => {
+                let killed = requests.iter().enumerate();
+                killed.map(|(index, request)| self.killed(server, request, index)).collect()
+            }
+        }
+    }
+
+    /// Twice takes all blocks away from a request that runs.
+    fn preempted(&self, server: &Server, request: &Value) -> Answer {
+        let before = server.metric("oarlock_num_preemptions_total");
+        let workers = server.worker_pids();
+        let signal = |signal| workers.iter().for_each(|pid| send_signal(*pid, signal));
+        let mut stream = Stream::start(server, request);
+        stream.next();
+        for round in 0..2 {
+            // While the workers stand still the answer cannot end before the other request is there. In
+            // the second round this one has begun again, since there is nothing else to do.
+            signal(Signal::STOP);
+            let prompt = self.prompt(self.small_cache - 15, 2000 + round);
+            let mut intruder = self.request(&prompt, 1);
+            intruder["priority"] = json!(-4);
+            thread::scope(|scope| {
+                let intruding = scope.spawn(|| server.post("/v1/completions", &intruder).ok_json());
+                wait_until("the intruder waits", Duration::from_secs(5), || {
+                    server.metric("oarlock_num_requests_waiting") > 0.0
+                });
+                signal(Signal::CONT);
+                intruding.join().unwrap();
+            });
+        }
+        let answer = stream.finish();
+        let preemptions = server.metric("oarlock_num_preemptions_total") - before;
+        assert!(preemptions >= 2.0, "{preemptions} preemptions");
+        answer
+    }
+
+    /// Kills a rank in the middle of a request.
+    fn killed(&self, server: &Server, request: &Value, index: usize) -> Answer {
+        let before = server.metric("oarlock_worker_restarts_total");
+        let mut stream = Stream::start(server, request);
+        stream.next();
+        let workers = server.worker_pids();
+        workers.iter().for_each(|pid| send_signal(*pid, Signal::STOP));
+        send_signal(workers[index % workers.len()], Signal::KILL);
+        let answer = stream.finish();
+        let restarts = server.metric("oarlock_worker_restarts_total") - before;
+        assert_eq!(restarts, 1.0, "one death is one restart");
+        answer
+    }
+}
+
+/// A streamed answer, put together.
+struct Stream {
+    events: oarlock_testkit::EventStream,
+    token_ids: Vec<Value>,
+    logprobs: Value,
+    finish_reason: Value,
+}
+
+impl Stream {
+    fn start(server: &Server, request: &Value) -> Self {
+        let mut request = request.clone();
+        request["stream"] = json!(true);
+        Self {
+            events: server.stream("/v1/completions", &request),
+            token_ids: Vec::new(),
+            logprobs: json!({}),
+            finish_reason: Value::Null,
+        }
+    }
+
+    /// Takes the next event; `false` at the end.
+    fn next(&mut self) -> bool {
+        let Some(event) = self.events.next_json() else { return false };
+        assert!(event.get("error").is_none(), "{event}");
+        let choice = &event["choices"][0];
+        self.token_ids.extend(choice["token_ids"].as_array().cloned().unwrap_or_default());
+        for (name, values) in choice["logprobs"].as_object().into_iter().flatten() {
+            let all = self.logprobs.as_object_mut().unwrap();
+            let all = all.entry(name.clone()).or_insert_with(|| json!([]));
+            all.as_array_mut().unwrap().extend(values.as_array().cloned().unwrap_or_default());
+        }
+        if !choice["finish_reason"].is_null() {
+            self.finish_reason = choice["finish_reason"].clone();
+        }
+        true
+    }
+
+    fn finish(mut self) -> Answer {
+        while self.next() {}
+        let Self { token_ids, logprobs, finish_reason, .. } = self;
+        Answer { token_ids: json!(token_ids), logprobs, finish_reason }
+    }
+}
+
+fn tiny(name: &str, arguments: &[&str]) {
+    let model = fixture(&format!("tiny/{name}"));
+    let subject = Subject {
+        name,
+        model: &model,
+        longest: 450,
+        vocabulary: 320,
+        max_tokens: 40,
+        arguments,
+        small_cache: 496,
+    };
+    subject.check(&[&CELLS[..], &FOUR].concat());
+}
+
+#[test]
+fn the_tiny_llama() {
+    tiny("llama", &[]);
+}
+
+#[test]
+fn the_tiny_llama_in_float32() {
+    tiny("llama", &["--dtype=float32"]);
+}
+
+#[test]
+fn the_tiny_qwen2() {
+    tiny("qwen2", &["--dtype=bfloat16"]);
+}
+
+#[test]
+fn the_tiny_llama_with_one_key_head() {
+    tiny("llama-tied-mqa", &[]);
+}
+
+#[test]
+fn the_demo_model() {
+    let Some((turn, model)) = turn() else { return };
+    drop(turn);
+    let subject = Subject {
+        name: "demo",
+        model: &model,
+        longest: 700,
+        vocabulary: 150_000,
+        max_tokens: 12,
+        arguments: &[],
+        small_cache: 720,
+    };
+    let cells: Vec<_> = CELLS.into_iter().filter(|(name, ..)| *name != TCP).collect();
+    subject.check(&cells);
+}
+
+/// The tool that a failing cell calls finds a difference where there is one.
+#[test]
+fn traces_tell_where_two_runs_differ() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = fixture("tiny/llama");
+    let trace = |name: &str, arguments: &[&str]| {
+        let keep = folder.path().join(name);
+        let output = Command::new(binary())
+            .args(["debug", "trace", "--tokens", "5,6,7,8,9,10,11", "--max-tokens", "3", "--model"])
+            .args([model.as_os_str(), "--keep".as_ref(), keep.as_os_str()])
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.lines().count() > 100, "{text}");
+        keep
+    };
+    let compare = |a: &Path, b: &Path| {
+        let output =
+            Command::new(binary()).args(["debug", "compare"]).args([a, b]).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let one = trace("one", &[]);
+    let two = trace("two", &["--tensor-parallel", "2", "--chunk-tokens", "3"]);
+    let (code, text) = compare(&one, &two);
+    assert!(code == Some(0) && text.contains("agree"), "{text}");
+    let exact = trace("exact", &["--dtype", "float32"]);
+    let (code, text) = compare(&one, &exact);
+    // Embedding and norm are the same; the first linear layer is not.
+    assert!(code == Some(1) && text.contains("position 0, layer 0, qkv"), "{text}");
+}

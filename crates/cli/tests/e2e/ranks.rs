@@ -1,0 +1,191 @@
+//! Ranks that die or stop: the group is replaced, and no stream loses, repeats or changes a token.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use oarlock_testkit::{Server, ServerOptions, Signal, fixture, send_signal, wait_until};
+use serde_json::{Value, json};
+
+use crate::{alone, turn};
+
+const STREAMS: u64 = 16;
+
+/// Long enough that all are in their middle for a while.
+fn request(index: u64) -> Value {
+    let prompt: Vec<u64> = (0..20 + index * 5).map(|at| 3 + (at * 31 + index * 17) % 300).collect();
+    let mut request = json!({
+        "model": "m", "prompt": prompt, "max_tokens": 150, "temperature": 0, "logprobs": 2,
+        "return_token_ids": true, "ignore_eos": true,
+    });
+    if !index.is_multiple_of(2) {
+        request["temperature"] = json!(1);
+        request["seed"] = json!(index);
+    }
+    request
+}
+
+/// Token ids, and logprobs written so that they tell every bit.
+fn whole(server: &Server, request: &Value) -> (Vec<Value>, Vec<Value>) {
+    let body = server.post("/v1/completions", request).ok_json();
+    let choice = &body["choices"][0];
+    let list = |value: &Value| value.as_array().unwrap().clone();
+    (list(&choice["token_ids"]), list(&choice["logprobs"]["token_logprobs"]))
+}
+
+fn streamed(server: &Server, request: &Value) -> (Vec<Value>, Vec<Value>) {
+    let mut request = request.clone();
+    request["stream"] = json!(true);
+    let (mut tokens, mut logprobs) = (Vec::new(), Vec::new());
+    for event in server.stream("/v1/completions", &request).collect_json() {
+        assert!(event.get("error").is_none(), "{event}");
+        let choice = &event["choices"][0];
+        tokens.extend(choice["token_ids"].as_array().cloned().unwrap_or_default());
+        let of_event = choice["logprobs"]["token_logprobs"].as_array();
+        logprobs.extend(of_event.cloned().unwrap_or_default());
+    }
+    (tokens, logprobs)
+}
+
+fn serve(arguments: &[&str]) -> Server {
+    let common = ["--served-name", "m", "--stall-seconds", "1"];
+    let options = ServerOptions::new(fixture("tiny/llama")).args(common);
+    Server::start(&options.args(arguments.iter().copied())).unwrap()
+}
+
+fn restarts(server: &Server) -> f64 {
+    server.metric("oarlock_worker_restarts_total")
+}
+
+/// Each rank is killed, then each is stopped, under sixteen streams.
+fn disturb(ranks: usize, collective: &str) {
+    let _turn = alone();
+    let degree = ranks.to_string();
+    let server = serve(&["--tensor-parallel", &degree, "--collective", collective]);
+    let requests: Vec<_> = (0..STREAMS).map(request).collect();
+    let undisturbed: Vec<_> = requests.iter().map(|request| whole(&server, request)).collect();
+    let faults = [Signal::KILL, Signal::STOP].into_iter();
+    for (number, (signal, rank)) in
+        faults.flat_map(|signal| (0..ranks).map(move |rank| (signal, rank))).enumerate()
+    {
+        let victim = server.worker_pids()[rank];
+        let generated = server.metric("oarlock_generation_tokens_total");
+        let begin = Instant::now();
+        let answers: Vec<_> = thread::scope(|scope| {
+            let server = &server;
+            let streams: Vec<_> = requests
+                .iter()
+                .map(|request| scope.spawn(move || streamed(server, request)))
+                .collect();
+            wait_until("streams are in their middle", Duration::from_mins(1), || {
+                server.metric("oarlock_generation_tokens_total") > generated + 40.0
+            });
+            send_signal(victim, signal);
+            streams.into_iter().map(|stream| stream.join().expect("a whole stream")).collect()
+        });
+        let what = format!("{signal:?} of rank {rank} of {ranks} over {collective}");
+        eprintln!("{what}: {:.1} s", begin.elapsed().as_secs_f32());
+        assert!(answers == undisturbed, "{what} changed an answer");
+        assert_eq!(restarts(&server), number as f64 + 1.0, "{what}: one restart");
+        let name = format!("rank {rank}");
+        assert!(server.log().contains(&name), "{what}: the log names the rank:\n{}", server.log());
+        assert_eq!(server.worker_pids().len(), ranks);
+        assert!(!server.worker_pids().contains(&victim), "{what}: no rank outlives its group");
+    }
+    // Nothing runs: a rank that is stopped now is found, too, and the next request finds a good group.
+    send_signal(server.worker_pids()[ranks - 1], Signal::STOP);
+    let before = restarts(&server);
+    wait_until("the idle group is replaced", Duration::from_secs(20), || {
+        restarts(&server) > before && server.get("/ready").status == 200
+    });
+    assert_eq!(whole(&server, &requests[3]), undisturbed[3]);
+}
+
+#[test]
+fn streams_survive_the_loss_of_either_rank() {
+    disturb(2, "shared-memory");
+}
+
+#[test]
+fn streams_survive_the_loss_of_any_of_four_ranks_over_tcp() {
+    disturb(4, "tcp");
+}
+
+/// A server is not ready while a group is replaced.
+#[test]
+fn readiness_says_that_a_rank_is_stuck() {
+    let _turn = alone();
+    let server = serve(&["--tensor-parallel", "2"]);
+    send_signal(server.worker_pids()[0], Signal::STOP);
+    wait_until("it is not ready", Duration::from_secs(10), || server.get("/ready").status == 503);
+    wait_until("it is ready again", Duration::from_secs(20), || server.get("/ready").status == 200);
+    assert!(server.log().contains("rank 0 gave no sign of life"), "{}", server.log());
+}
+
+/// A prompt that takes many times the patience is no stall, since it makes progress.
+#[test]
+fn a_long_prompt_on_a_slow_machine_is_no_stall() {
+    let Some((_turn, model)) = turn() else { return };
+    let slow = ["--instruction-set", "portable", "--stall-seconds", "1", "--step-tokens", "1024"];
+    let options =
+        ServerOptions::new(model).args(["--served-name", "demo", "--tensor-parallel", "2"]);
+    let server = Server::start(&options.args(slow)).unwrap();
+    let prompt: Vec<u64> = (0..40).map(|at| 1000 + at * 7).collect();
+    let begin = Instant::now();
+    let body = json!({"model": "demo", "prompt": prompt, "max_tokens": 1});
+    server.post("/v1/completions", &body).ok_json();
+    let seconds = begin.elapsed().as_secs_f32();
+    eprintln!("a step of {seconds:.1} s");
+    assert!(seconds > 3.0, "the prompt was not slow enough to tell: {seconds}");
+    assert_eq!(restarts(&server), 0.0, "{}", server.log());
+}
+
+/// What the model does not allow is refused with what it does.
+#[test]
+fn a_degree_that_cannot_be_is_refused_with_those_that_can() {
+    let start = |model: &str, degree: &str| {
+        let output = std::process::Command::new(oarlock_testkit::binary())
+            .args(["serve", "--port", "0", "--model", model, "--tensor-parallel", degree])
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let tiny = fixture("tiny/llama");
+    let message = start(tiny.to_str().unwrap(), "8");
+    assert!(message.contains("--tensor-parallel 8") && message.contains("1, 2, 4"), "{message}");
+    assert!(start(tiny.to_str().unwrap(), "3").contains("1, 2, 4 or 8"));
+}
+
+/// A request that ends its workers is found and fails alone.
+#[test]
+fn a_request_that_kills_its_workers_fails_alone() {
+    const FATAL: u64 = 310;
+    let _turn = alone();
+    let fault = FATAL.to_string();
+    let options = ServerOptions::new(fixture("tiny/llama"))
+        .args(["--served-name", "m", "--tensor-parallel", "2"])
+        .env("OARLOCK_FAULT_TOKEN", &fault);
+    let server = Server::start(&options).unwrap();
+    // Nobody may sample the fatal token.
+    let harmless = |index: u64| {
+        let mut request = request(index);
+        request["logit_bias"] = json!({ (FATAL.to_string()): -100 });
+        request
+    };
+    let expected: Vec<_> = (0..8).map(|index| whole(&server, &harmless(index))).collect();
+    let mut fatal = harmless(99);
+    fatal["prompt"] = json!([5, 6, 7, FATAL, 8, 9]);
+    thread::scope(|scope| {
+        let server = &server;
+        let asking: Vec<_> =
+            (0..8).map(|index| scope.spawn(move || streamed(server, &harmless(index)))).collect();
+        let failed = server.post("/v1/completions", &fatal);
+        assert_eq!(failed.status, 500, "{}", failed.text());
+        assert_eq!(failed.json()["error"]["code"], "request_kills_workers", "{}", failed.text());
+        for (asking, expected) in asking.into_iter().zip(&expected) {
+            assert_eq!(asking.join().expect("a whole stream"), *expected);
+        }
+    });
+    let deaths = restarts(&server);
+    assert!((2.0..=3.0).contains(&deaths), "{deaths} deaths");
+}
