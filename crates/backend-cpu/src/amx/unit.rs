@@ -32,6 +32,21 @@ pub(crate) trait TileUnit {
 
     /// `TDPBF16PS`: adds one block of 32 columns to `c`. Words are pairs, the even column low.
     fn bf16(&self, a: &[[u32; 16]; TILE_ROWS], b: &[[u32; 16]; 16], c: &mut [[f32; 16]; TILE_ROWS]);
+
+    /// The same for consecutive blocks: `b` is `[pair][output]`, a row of `a` is `distance` words from
+    /// the one before it and has as many pairs as `b`.
+    fn bf16_blocks(
+        &self,
+        a: &[u32],
+        distance: usize,
+        b: &[[u32; 16]],
+        c: &mut [[f32; 16]; TILE_ROWS],
+    ) {
+        for (block, b) in b.as_chunks::<16>().0.iter().enumerate() {
+            let a = from_fn(|row| from_fn(|pair| a[row * distance + block * 16 + pair]));
+            self.bf16(&a, b, c);
+        }
+    }
 }
 
 /// The definition, step by step.
@@ -259,6 +274,39 @@ mod hardware {
                     a = in(reg) a.as_ptr(), b = in(reg) b.as_ptr(), stride = in(reg) 64_usize,
                     c = in(reg) c.as_mut_ptr(),
                     options(nostack, preserves_flags),
+                );
+            }
+        }
+
+        /// The sums stay in their tile.
+        #[inline(always)]
+        fn bf16_blocks(
+            &self,
+            a: &[u32],
+            distance: usize,
+            b: &[[u32; 16]],
+            c: &mut [[f32; 16]; TILE_ROWS],
+        ) {
+            let blocks = b.len() / 16;
+            assert!(blocks > 0 && a.len() >= (TILE_ROWS - 1) * distance + blocks * 16, "pairs");
+            // SAFETY: per block 8 rows of 64 bytes `distance` words apart and 16 rows of 64 bytes, inside
+            // the slices by the assertion; the sums are 8 rows of 64 bytes.
+            unsafe {
+                asm!(
+                    "tileloadd tmm0, [{c} + {stride}]",
+                    "2:",
+                    "tileloadd tmm6, [{a} + {a_stride}]",
+                    "tileloadd tmm7, [{b} + {stride}]",
+                    "tdpbf16ps tmm0, tmm6, tmm7",
+                    "add {a}, 64",
+                    "add {b}, 1024",
+                    "dec {blocks}",
+                    "jnz 2b",
+                    "tilestored [{c} + {stride}], tmm0",
+                    a = inout(reg) a.as_ptr() => _, a_stride = in(reg) distance * 4,
+                    b = inout(reg) b.as_ptr() => _, blocks = inout(reg) blocks => _,
+                    stride = in(reg) 64_usize, c = in(reg) c.as_mut_ptr(),
+                    options(nostack),
                 );
             }
         }

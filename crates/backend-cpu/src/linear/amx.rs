@@ -70,23 +70,3 @@ fn tile_of<U: TileUnit, F: Format>(
         unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), total) };
     }
 }
-
-/// See `bf16::tile`; for groups of [`TILE_ROWS`] rows, added to `sums`.
-pub(super) fn bf16_tile<U: TileUnit>(
-    unit: &U,
-    weights: &[[u32; TILE]],
-    (values, distance): (&[f32], usize),
-    sums: &mut [[f32; TILE]; TILE_ROWS],
-) {
-    let mut words = [[0_u32; 16]; TILE_ROWS];
-    for (block, weights) in weights.as_chunks::<16>().0.iter().enumerate() {
-        for (row, words) in words.iter_mut().enumerate() {
-            let pairs = values[row * distance + block * BLOCK..][..BLOCK].as_chunks::<2>().0;
-            for (word, [even, odd]) in words.iter_mut().zip(pairs) {
-                // The values are bfloat16 already.
-                *word = even.to_bits() >> 16 | odd.to_bits() & 0xffff_0000;
-            }
-        }
-        unit.bf16(&words, weights, sums);
-    }
-}

@@ -19,7 +19,7 @@ use std::ops::Range;
 
 use crate::InstructionSet;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use crate::amx::{HardwareTiles, TILE_ROWS};
+use crate::amx::{HardwareTiles, TILE_ROWS, TileUnit as _};
 use crate::buffer::SharedSlice;
 use crate::isa::Isa;
 use crate::pack::{
@@ -57,6 +57,24 @@ pub(crate) struct LinearCall<'a> {
     pub(crate) rows: usize,
 }
 
+/// The tile unit of a thread, configured while it works on one range of tiles.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+type Unit = HardwareTiles;
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+type Unit = std::convert::Infallible;
+
+/// `None` where the instruction set has no tiles.
+fn configured_unit(isa: Isa) -> Option<Unit> {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if isa.get() == InstructionSet::Amx {
+        // SAFETY: an `Isa` is only made of an instruction set that the CPU has and the kernel granted;
+        // a thread works on one range at a time, and the unit lives no longer than that.
+        return Some(unsafe { HardwareTiles::new() });
+    }
+    let _ = isa;
+    None
+}
+
 /// Computes a linear layer.
 pub(crate) fn linear(
     isa: Isa,
@@ -75,9 +93,10 @@ pub(crate) fn linear(
     let buffers = &*buffers;
     let progress = pool.progress();
     pool.run(weight.tiles(), quarter_share(weight.tiles(), threads), &|_, tiles| {
+        let unit = configured_unit(isa);
         for first_row in (0..rows).step_by(PANEL) {
             let rows = first_row..rows.min(first_row + PANEL);
-            let panel = Panel { isa, weight, bias, input, buffers, rows, out };
+            let panel = Panel { isa, unit: &unit, weight, bias, input, buffers, rows, out };
             panel.run(tiles.clone());
             // A range of a wide layer and many rows may take seconds.
             if let Some(progress) = &progress {
@@ -90,6 +109,7 @@ pub(crate) fn linear(
 /// The rows of one panel.
 struct Panel<'a> {
     isa: Isa,
+    unit: &'a Option<Unit>,
     weight: &'a CpuWeight,
     bias: Option<&'a [f32]>,
     input: &'a [f32],
@@ -128,8 +148,7 @@ impl Panel<'_> {
                         let blocks = bf16_blocks(self.weight);
                         let weights = &values.tile(tile)[segment * blocks * BLOCK / 2..]
                             [..blocks * BLOCK / 2];
-                        let input = self.buffers.bf16_rows(row, group, segment, self.weight);
-                        bf16_tile(self.isa, weights, input, &mut sums[..group]);
+                        self.bf16(weights, segment, row, &mut sums[..group]);
                     }
                     PartValues::F32(values) => {
                         let columns = self.weight.columns;
@@ -158,7 +177,27 @@ impl Panel<'_> {
         let blocks = part.blocks() / self.weight.segments;
         let range = segment * blocks..(segment + 1) * blocks;
         let rows = self.buffers.quant_rows(row, group, part.blocks());
-        quantized_tile(self.isa, part.format(), &part.tile(tile), range, rows, &mut sums[..group]);
+        quantized_tile(
+            self.isa,
+            self.unit,
+            part.format(),
+            &part.tile(tile),
+            range,
+            rows,
+            &mut sums[..group],
+        );
+    }
+
+    fn bf16(&self, weights: &[[u32; TILE]], segment: usize, row: usize, sums: &mut [[f32; TILE]]) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if let Some(unit) = self.unit
+            && let Some(sums) = sums.first_chunk_mut::<TILE_ROWS>()
+        {
+            let (pairs, distance) = self.buffers.bf16_pairs(row, segment, self.weight);
+            return unit.bf16_blocks(pairs, distance, weights, sums);
+        }
+        let input = self.buffers.bf16_rows(row, sums.len(), segment, self.weight);
+        bf16::tile(self.isa, weights, input, sums);
     }
 
     /// Adds the bias and writes the valid outputs of a tile.
@@ -199,6 +238,7 @@ fn join_segments(sums: &mut [TileSums; MAX_SEGMENTS], segments: usize, rows: usi
 /// Sums of one tile over a range of blocks, from zero, for one group of rows.
 fn quantized_tile(
     isa: Isa,
+    unit: &Option<Unit>,
     format: QuantFormat,
     tile: &QuantTile<'_>,
     blocks: Range<usize>,
@@ -206,10 +246,11 @@ fn quantized_tile(
     sums: &mut [[f32; TILE]],
 ) {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if isa.get() == InstructionSet::Amx && rows.rows == TILE_ROWS {
-        // SAFETY: an `Isa` is only made of an instruction set that the CPU has and the kernel granted;
-        // the tiles are released before this function returns.
-        return unsafe { amx::tile(&HardwareTiles::new(), format, tile, blocks, rows, sums) };
+    if let Some(unit) = unit
+        && rows.rows == TILE_ROWS
+    {
+        // SAFETY: a unit is only made where there is AMX, which has AVX-512 beside it.
+        return unsafe { amx::tile(unit, format, tile, blocks, rows, sums) };
     }
     #[cfg(target_arch = "x86_64")]
     match isa.get() {
@@ -221,21 +262,8 @@ fn quantized_tile(
             return unsafe { avx512::tile(format, tile, blocks, rows, sums) };
         }
     }
-    let _ = isa;
+    let _ = (isa, unit);
     portable::tile(format, tile, blocks, rows, sums);
-}
-
-/// Sums of one tile over the blocks of one segment, from zero, for one group of rows.
-fn bf16_tile(isa: Isa, weights: &[[u32; TILE]], input: (&[f32], usize), sums: &mut [[f32; TILE]]) {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if isa.get() == InstructionSet::Amx
-        && let Some(sums) = sums.first_chunk_mut::<TILE_ROWS>()
-    {
-        // SAFETY: as for int8.
-        let unit = unsafe { HardwareTiles::new() };
-        return amx::bf16_tile(&unit, weights, input, sums);
-    }
-    bf16::tile(isa, weights, input, sums);
 }
 
 #[cfg(test)]
@@ -243,7 +271,7 @@ fn bf16_tile(isa: Isa, weights: &[[u32; TILE]], input: (&[f32], usize), sums: &m
 mod tests {
     use super::*;
     use crate::Dtype;
-    use crate::amx::{SoftwareTiles, TILE_ROWS};
+    use crate::amx::{SoftwareTiles, TILE_ROWS, TileUnit as _};
     use oarlock_backend::quant::{SplitMix, random_row};
     use oarlock_backend::{InnerSplit, WeightKind, WeightView};
 
@@ -299,6 +327,7 @@ mod tests {
                     let format = part.format();
                     quantized_tile(
                         portable,
+                        &None,
                         format,
                         &part.tile(0),
                         blocks.clone(),
@@ -312,8 +341,14 @@ mod tests {
                 }
                 PartValues::Bf16(part) => {
                     let rows = buffers.bf16_rows(0, TILE_ROWS, 0, &weight);
-                    bf16_tile(portable, part.tile(0), rows, &mut want);
-                    amx::bf16_tile(&SoftwareTiles, part.tile(0), rows, &mut got);
+                    bf16::tile(portable, part.tile(0), rows, &mut want);
+                    let (values, distance) = rows;
+                    let pairs: Vec<u32> = values
+                        .chunks(distance)
+                        .flat_map(|row| row.as_chunks::<2>().0)
+                        .map(|[even, odd]| even.to_bits() >> 16 | odd.to_bits())
+                        .collect();
+                    SoftwareTiles.bf16_blocks(&pairs, distance / 2, part.tile(0), &mut got);
                 }
                 PartValues::F32(_) => unreachable!("not by --dtype auto"),
             }
