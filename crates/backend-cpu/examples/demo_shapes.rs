@@ -184,13 +184,13 @@ fn compare(
     (rounds, tokens): (usize, usize),
     run: impl Fn(&mut Model),
 ) {
-    let mut times = vec![vec![Duration::ZERO; rounds]; models.len()];
+    let mut times: Vec<Vec<Duration>> = vec![Vec::with_capacity(rounds); models.len()];
     for round in 0..rounds {
         for turn in 0..models.len() {
             let index = (round + turn) % models.len();
             let began = Instant::now();
             run(&mut models[index]);
-            times[index][round] = began.elapsed();
+            times[index].push(began.elapsed());
         }
     }
     let speed = |time: Duration| tokens as f64 / time.as_secs_f64();
@@ -221,7 +221,9 @@ fn main() {
     }
     println!("{threads} threads");
     let mut models: Vec<Model> = names.iter().map(|name| configured(name, threads)).collect();
-    models.iter_mut().for_each(|model| model.step(0, PROMPT));
+    for model in &mut models {
+        model.step(0, PROMPT);
+    }
     for (rows, rounds) in [(16, 21), (128, 11), (PROMPT, 9)] {
         compare(&names, &mut models, &format!("prompt of {rows}"), (rounds, rows), |model| {
             model.step(0, rows);

@@ -13,7 +13,9 @@ pub(super) fn embed(out: &mut OracleTensor, table: &OracleTable, scale: f32, tok
         match token.index().checked_sub(table.first_token).filter(|&at| at < table.rows.rows) {
             Some(at) => {
                 table.rows.row(at, out);
-                out.iter_mut().for_each(|value| *value *= scale);
+                for value in out.iter_mut() {
+                    *value *= scale;
+                }
             }
             None => out.fill(-0.0),
         }
