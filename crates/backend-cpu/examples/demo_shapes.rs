@@ -224,14 +224,14 @@ fn main() {
     for model in &mut models {
         model.step(0, PROMPT);
     }
-    for (rows, rounds) in [(16, 21), (128, 11), (PROMPT, 9)] {
-        compare(&names, &mut models, &format!("prompt of {rows}"), (rounds, rows), |model| {
-            model.step(0, rows);
-        });
-    }
     for first in [16, 512, 3500] {
         compare(&names, &mut models, &format!("decode at {first}"), (41, 4), |model| {
             (first..first + 4).for_each(|position| model.step(position, 1));
+        });
+    }
+    for (rows, rounds) in [(16, 21), (128, 11), (PROMPT, 9)] {
+        compare(&names, &mut models, &format!("prompt of {rows}"), (rounds, rows), |model| {
+            model.step(0, rows);
         });
     }
 }
