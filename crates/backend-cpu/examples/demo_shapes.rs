@@ -1,10 +1,15 @@
 //! Decode and prompt speed of a model with the demo model's shapes and random weights: 24 layers,
 //! hidden 896, 14 heads over 2 of 64, feed-forward 4864, vocabulary 151,936.
 //!
-//! `cargo run --release -p oarlock-backend-cpu --example demo_shapes [threads] [portable|avx2|avx512|amx]`
+//! `cargo run --release -p oarlock-backend-cpu --example demo_shapes [threads] [configuration]...`
+//!
+//! A configuration is `portable`, `avx2`, `avx512` or `amx`, with `-whole` for inner sums in one piece
+//! instead of the contract's segments, and with `-bfloat16` or `-float32` for that `--dtype`. Several are
+//! compared: their steps take turns, so that what else the machine does meets all alike, and each is
+//! set against the first by the median of the rounds' ratios.
 #![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use oarlock_backend::conformance::{Sequence, TestStep};
 use oarlock_backend::quant::random_row;
@@ -20,6 +25,9 @@ const HIDDEN: usize = 896;
 const FFN: usize = 4864;
 const VOCABULARY: usize = 151_936;
 const PROMPT: usize = 512;
+/// The contract's segments: of 14 heads, and of 152 sub-blocks of 32 columns.
+const ATTENTION_UNITS: usize = 14;
+const FFN_UNITS: usize = FFN / 32;
 
 type Weight = <CpuBackend as Backend>::Weight;
 type Tensor = <CpuBackend as Backend>::Tensor;
@@ -45,18 +53,23 @@ fn matrix(kind: WeightKind, rows: usize, columns: usize) -> (WeightKind, usize, 
     (kind, rows, columns, data)
 }
 
-fn pack(backend: &mut CpuBackend, parts: &[(WeightKind, usize, usize)], segments: usize) -> Weight {
+fn pack(
+    backend: &mut CpuBackend,
+    parts: &[(WeightKind, usize, usize)],
+    split: InnerSplit,
+) -> Weight {
     let stored: Vec<_> =
         parts.iter().map(|&(kind, rows, columns)| matrix(kind, rows, columns)).collect();
     let views: Vec<_> = stored
         .iter()
         .map(|(kind, rows, columns, data)| WeightView::whole("w", *kind, *rows, *columns, data))
         .collect();
-    backend.pack_linear(&views, InnerSplit { segments }).expect("a weight")
+    backend.pack_linear(&views, split).expect("a weight")
 }
 
 impl Model {
-    fn new(config: CpuConfig) -> Self {
+    fn new(config: CpuConfig, whole: bool) -> Self {
+        let split = |units| if whole { InnerSplit::WHOLE } else { InnerSplit::of_units(units) };
         let limits = BackendLimits {
             max_tokens: PROMPT,
             max_gathered: 32,
@@ -72,15 +85,16 @@ impl Model {
                     pack(
                         &mut backend,
                         &[(q5, HIDDEN, HIDDEN), (q5, 128, HIDDEN), (WeightKind::Q8_0, 128, HIDDEN)],
-                        1,
+                        InnerSplit::WHOLE,
                     ),
-                    pack(&mut backend, &[(q5, HIDDEN, HIDDEN)], 2),
-                    pack(&mut backend, &[(q5, FFN, HIDDEN), (q5, FFN, HIDDEN)], 1),
-                    pack(&mut backend, &[(down, HIDDEN, 4864)], 1),
+                    pack(&mut backend, &[(q5, HIDDEN, HIDDEN)], split(ATTENTION_UNITS)),
+                    pack(&mut backend, &[(q5, FFN, HIDDEN), (q5, FFN, HIDDEN)], InnerSplit::WHOLE),
+                    pack(&mut backend, &[(down, HIDDEN, FFN)], split(FFN_UNITS)),
                 ]
             })
             .collect();
-        let output = pack(&mut backend, &[(WeightKind::Q8_0, VOCABULARY, HIDDEN)], 1);
+        let output =
+            pack(&mut backend, &[(WeightKind::Q8_0, VOCABULARY, HIDDEN)], InnerSplit::WHOLE);
         let (kind, rows, columns, data) = matrix(WeightKind::Q8_0, 1000, HIDDEN);
         let table = backend
             .pack_table(&WeightView::whole("t", kind, rows, columns, &data), 0)
@@ -137,28 +151,87 @@ impl Model {
     }
 }
 
-fn main() {
-    let mut args = std::env::args().skip(1);
-    let threads = args.next().and_then(|arg| arg.parse().ok()).unwrap_or(2);
-    let set = args
-        .next()
-        .and_then(|name| InstructionSet::ALL.into_iter().find(|set| set.to_string() == name));
+/// A model of the configuration that `name` describes.
+fn configured(name: &str, threads: usize) -> Model {
+    let mut config = CpuConfig { threads, ..CpuConfig::default() };
+    let mut whole = false;
+    for word in name.split('-') {
+        if let Some(set) = InstructionSet::ALL.into_iter().find(|set| set.to_string() == word) {
+            config.instruction_set = Some(set);
+        } else if let Ok(dtype) = word.parse() {
+            config.dtype = dtype;
+        } else {
+            assert_eq!(word, "whole", "a word of a configuration");
+            whole = true;
+        }
+    }
     let start = Instant::now();
-    let mut model = Model::new(CpuConfig { threads, instruction_set: set, ..CpuConfig::default() });
-    println!("{} threads, {}", threads, model.backend.instruction_set());
+    let model = Model::new(config, whole);
     println!(
-        "made and packed in {:.2} s, {} MB",
+        "{name}: {}, made and packed in {:.2} s, {} MB",
+        model.backend.instruction_set(),
         start.elapsed().as_secs_f64(),
         model.backend.memory_bytes() / 1_000_000
     );
-    for (start, rows) in [(0, 16), (0, 128), (0, 512), (0, 512)] {
-        let began = Instant::now();
-        model.step(start, rows);
-        println!("prompt of {rows}: {:.0} tokens/s", rows as f64 / began.elapsed().as_secs_f64());
+    model
+}
+
+/// Times `rounds` rounds of `run`, in which the models take turns, the first one changing.
+fn compare(
+    names: &[String],
+    models: &mut [Model],
+    what: &str,
+    (rounds, tokens): (usize, usize),
+    run: impl Fn(&mut Model),
+) {
+    let mut times: Vec<Vec<Duration>> = vec![Vec::with_capacity(rounds); models.len()];
+    for round in 0..rounds {
+        for turn in 0..models.len() {
+            let index = (round + turn) % models.len();
+            let began = Instant::now();
+            run(&mut models[index]);
+            times[index].push(began.elapsed());
+        }
+    }
+    let speed = |time: Duration| tokens as f64 / time.as_secs_f64();
+    for (name, own) in names.iter().zip(&times) {
+        let mut ratios: Vec<f64> =
+            own.iter().zip(&times[0]).map(|(a, b)| b.as_secs_f64() / a.as_secs_f64()).collect();
+        ratios.sort_by(f64::total_cmp);
+        let mut sorted = own.clone();
+        sorted.sort();
+        println!(
+            "{what}, {name}: median {:.1}, best {:.1} tokens/s; {:.3} of the first's speed \
+             (quartiles {:.3} to {:.3})",
+            speed(sorted[rounds / 2]),
+            speed(sorted[0]),
+            ratios[rounds / 2],
+            ratios[rounds / 4],
+            ratios[rounds * 3 / 4],
+        );
+    }
+}
+
+fn main() {
+    let mut args = std::env::args().skip(1);
+    let threads = args.next().and_then(|arg| arg.parse().ok()).unwrap_or(2);
+    let mut names: Vec<String> = args.collect();
+    if names.is_empty() {
+        names.push(InstructionSet::detect().to_string());
+    }
+    println!("{threads} threads");
+    let mut models: Vec<Model> = names.iter().map(|name| configured(name, threads)).collect();
+    for model in &mut models {
+        model.step(0, PROMPT);
     }
     for first in [16, 512, 3500] {
-        let began = Instant::now();
-        (first..first + 40).for_each(|position| model.step(position, 1));
-        println!("decode at {first}: {:.1} tokens/s", 40.0 / began.elapsed().as_secs_f64());
+        compare(&names, &mut models, &format!("decode at {first}"), (41, 4), |model| {
+            (first..first + 4).for_each(|position| model.step(position, 1));
+        });
+    }
+    for (rows, rounds) in [(16, 21), (128, 11), (PROMPT, 9)] {
+        compare(&names, &mut models, &format!("prompt of {rows}"), (rounds, rows), |model| {
+            model.step(0, rows);
+        });
     }
 }

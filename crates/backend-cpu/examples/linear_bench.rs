@@ -1,6 +1,6 @@
 //! Speed of one linear layer per kind, number of rows and instruction set.
 //!
-//! `cargo run --release -p oarlock-backend-cpu --example linear_bench [threads]`
+//! `cargo run --release -p oarlock-backend-cpu --example linear_bench [threads] [instruction set]...`
 #![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
 use std::time::{Duration, Instant};
@@ -16,7 +16,10 @@ const COLUMNS: usize = 1024;
 fn main() {
     let threads = std::env::args().nth(1).and_then(|arg| arg.parse().ok()).unwrap_or(2);
     println!("{OUTPUTS} x {COLUMNS}, {threads} threads; GMAC/s (GB/s of stored weights)");
-    for set in InstructionSet::available() {
+    let wanted: Vec<String> = std::env::args().skip(2).collect();
+    let mut sets = InstructionSet::available();
+    sets.retain(|set| wanted.is_empty() || wanted.contains(&set.to_string()));
+    for set in sets {
         for kind in [
             WeightKind::Q4_0,
             WeightKind::Q5_0,

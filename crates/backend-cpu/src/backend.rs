@@ -7,8 +7,7 @@ use oarlock_backend::oracle::{check_view, rotary_tables};
 use oarlock_backend::quant::dequantize_row;
 use oarlock_backend::{
     Activation, AttentionParams, Backend, BackendError, BackendLimits, HostBackend, InnerSplit,
-    KvCacheShape, Progress, RotaryStyle, RowResult, RowSet, StepInput, StepRecord, WeightKind,
-    WeightView,
+    KvCacheShape, Progress, RotaryStyle, RowResult, RowSet, StepInput, StepRecord, WeightView,
 };
 use oarlock_types::{BLOCK_TOKENS, SlotError};
 
@@ -21,6 +20,7 @@ use crate::norm::{add_rms_norm, rms_norm};
 use crate::pack::CpuWeight;
 use crate::rotary::{CpuRotary, rotate_head};
 use crate::sample::{SampleScratch, sample_row};
+use crate::tensor::{CpuTable, CpuTensor, CpuVector, row_of};
 use crate::threads::{ThreadPool, panic_message, quarter_share};
 use crate::{Dtype, InstructionSet};
 
@@ -61,30 +61,6 @@ pub struct CpuBackend {
     /// First failure of the step.
     failure: Option<String>,
     memory_bytes: u64,
-}
-
-/// Activations, `[rows, width]`.
-#[derive(Debug)]
-pub struct CpuTensor {
-    rows: RowSet,
-    width: usize,
-    values: AlignedBuffer<f32>,
-}
-
-/// An embedding table as it was stored.
-#[derive(Debug)]
-pub struct CpuTable {
-    kind: WeightKind,
-    columns: usize,
-    row_bytes: usize,
-    first_token: usize,
-    data: AlignedBuffer<u8>,
-}
-
-/// A float32 vector.
-#[derive(Debug)]
-pub struct CpuVector {
-    values: AlignedBuffer<f32>,
 }
 
 impl CpuBackend {
@@ -162,21 +138,6 @@ impl CpuBackend {
             change(unsafe { row_of(&shared, width, row) });
         });
     }
-}
-
-impl CpuTensor {
-    fn row(&self, row: usize) -> &[f32] {
-        &self.values[row * self.width..][..self.width]
-    }
-}
-
-/// One row of a tensor that threads share by rows.
-///
-/// # Safety
-/// No other reference to the row exists, and the tensor lives.
-unsafe fn row_of<'a>(tensor: &SharedSlice<f32>, width: usize, row: usize) -> &'a mut [f32] {
-    // SAFETY: by the caller's promise; the lifetime is bounded by the job that the caller runs.
-    unsafe { std::mem::transmute(tensor.range(row * width..(row + 1) * width)) }
 }
 
 impl HostBackend for CpuBackend {

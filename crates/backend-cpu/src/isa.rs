@@ -11,7 +11,7 @@ pub enum InstructionSet {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
-    /// AVX-512 and the tiles of AMX (int8 and bfloat16).
+    /// AVX-512, and the tiles of AMX for bfloat16.
     Amx,
 }
 
@@ -19,12 +19,10 @@ impl InstructionSet {
     /// All families, slowest first.
     pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Amx];
 
-    /// The family that is fastest where this CPU and kernel offer it. That is not AMX: what its products
-    /// save, unpacking quantized weights into tiles costs more than once over (README.md has figures).
+    /// The fastest family that this CPU and kernel offer (README.md has figures).
     #[must_use]
     pub fn detect() -> Self {
-        let usable = Self::available().into_iter().filter(|set| *set != Self::Amx);
-        usable.max().unwrap_or(Self::Portable)
+        Self::available().pop().unwrap_or(Self::Portable)
     }
 
     /// The families that this CPU and kernel offer, slowest first.
@@ -139,7 +137,6 @@ mod tests {
     fn portable_is_always_there_and_detection_takes_the_fastest() {
         let available = InstructionSet::available();
         assert_eq!(available[0], InstructionSet::Portable);
-        let fastest = available.iter().rfind(|set| **set != InstructionSet::Amx);
-        assert_eq!(fastest, Some(&InstructionSet::detect()));
+        assert_eq!(available.last(), Some(&InstructionSet::detect()));
     }
 }

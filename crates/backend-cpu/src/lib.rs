@@ -33,11 +33,13 @@ mod norm;
 mod pack;
 mod rotary;
 mod sample;
+mod tensor;
 mod threads;
 
 pub use attention::CpuKvCache;
-pub use backend::{CpuBackend, CpuConfig, CpuTable, CpuTensor, CpuVector};
+pub use backend::{CpuBackend, CpuConfig};
 pub use dtype::Dtype;
 pub use isa::InstructionSet;
 pub use pack::CpuWeight;
 pub use rotary::CpuRotary;
+pub use tensor::{CpuTable, CpuTensor, CpuVector};

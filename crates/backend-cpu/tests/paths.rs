@@ -100,6 +100,20 @@ fn linear_layers() {
     }
 }
 
+/// Segments that are padded to whole blocks, with full groups of rows and without.
+#[test]
+fn linear_layers_with_short_segments() {
+    for kind in [WeightKind::F32, WeightKind::F16, WeightKind::Bf16] {
+        for columns in [4, 100, 264] {
+            let data: Vec<u8> =
+                (0..19).flat_map(|row| random_row(kind, columns, 0.1, row)).collect();
+            for rows in [1, 8, 15, 77] {
+                same_everywhere(|backend| linear(backend, kind, (19, columns), &data, rows));
+            }
+        }
+    }
+}
+
 /// Random bytes are valid blocks too: scales of any f16, infinities and NaNs among them.
 #[test]
 fn linear_layers_with_random_bytes() {

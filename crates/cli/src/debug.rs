@@ -73,7 +73,7 @@ pub(crate) struct CompareArguments {
 /// Runs the command.
 pub(crate) fn run(command: DebugCommand) -> anyhow::Result<()> {
     match command {
-        DebugCommand::Trace(arguments) => trace::run(*arguments),
+        DebugCommand::Trace(arguments) => trace::run(&arguments),
         DebugCommand::Compare(arguments) => compare::run(&arguments),
     }
 }

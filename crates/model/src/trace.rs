@@ -39,6 +39,10 @@ pub const TRACED_OPERATIONS: [&str; 11] = [
     "output_norm",
 ];
 
+/// Keys, values and the second of two halves are numbered far behind what comes before them, whatever
+/// its number.
+const PLANE: usize = 1 << 16;
+
 /// Hears of every operation of every step, in order.
 pub trait Tracer: Send {
     /// One unit of one row.
@@ -84,12 +88,10 @@ impl Trace {
         if !self.is_on() {
             return;
         }
-        // Keys and values are numbered far behind queries, whatever their number.
-        const KEYS: usize = 1 << 16;
         let mut parts: Vec<usize> = ranges.heads.clone().collect();
         if with_keys {
-            parts.extend(ranges.kv_heads.clone().map(|head| KEYS + head));
-            parts.extend(ranges.kv_heads.clone().map(|head| 2 * KEYS + head));
+            parts.extend(ranges.kv_heads.clone().map(|head| PLANE + head));
+            parts.extend(ranges.kv_heads.clone().map(|head| 2 * PLANE + head));
         }
         let unit = |(at, part): (usize, &usize)| (*part as u32, at * head_dim..(at + 1) * head_dim);
         let units: Vec<_> = parts.iter().enumerate().map(unit).collect();
@@ -108,13 +110,12 @@ impl Trace {
         if !self.is_on() {
             return;
         }
-        const COPY: usize = 1 << 16;
         let (len, first) = (range.len(), range.start / unit);
         let units: Vec<_> = (0..copies)
             .flat_map(|copy| {
                 (0..len / unit).map(move |segment| {
                     let start = copy * len + segment * unit;
-                    ((copy * COPY + first + segment) as u32, start..start + unit)
+                    ((copy * PLANE + first + segment) as u32, start..start + unit)
                 })
             })
             .collect();

@@ -3,14 +3,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, StreamExt as _};
 use oarlock_rpc::{
-    EngineApi, EngineClient, EngineError, EventStream, LoadEvent, LoadStream, ResultStream,
-    WorkerApi, WorkerClient, WorkerError, serve_engine, serve_worker,
+    EngineApi, EngineClient, EngineError, EventStream, HeartbeatStream, LoadEvent, LoadStream,
+    ResultStream, WorkerApi, WorkerClient, WorkerError, serve_engine, serve_worker,
 };
 use oarlock_types as t;
 use proptest::prelude::*;
@@ -241,16 +241,36 @@ fn rules() -> t::LogitRules {
 }
 
 /// A worker that answers each plan with the plan's own numbers.
+#[derive(Default)]
 struct EchoWorker {
-    loaded: AtomicBool,
+    asked: std::sync::Mutex<Option<t::LoadOptions>>,
 }
 
 impl WorkerApi for EchoWorker {
-    fn load(&self, model: PathBuf, limits: t::WorkerLimits) -> LoadStream {
-        if model == Path::new("/bad") {
+    fn identify(&self) -> t::WorkerIdentity {
+        t::WorkerIdentity { host: "here".into(), pid: 12 }
+    }
+
+    fn listen(&self, local: bool) -> Result<Vec<String>, WorkerError> {
+        if local {
+            Ok(vec!["127.0.0.1:1".into(), "[::1]:2".into()])
+        } else {
+            Err(WorkerError::Failed("no port".into()))
+        }
+    }
+
+    fn watch(&self, interval: Duration) -> HeartbeatStream {
+        let progress = interval.as_millis() as u64;
+        let beat = t::Heartbeat { progress, waiting_for: Some(3), step: t::StepId(4) };
+        stream::iter([Ok(beat), Ok(t::Heartbeat { waiting_for: None, ..beat })]).boxed()
+    }
+
+    fn load(&self, options: t::LoadOptions) -> LoadStream {
+        if options.model == "/bad" {
             return stream::iter([Err(WorkerError::Failed("no such file".into()))]).boxed();
         }
-        self.loaded.store(true, Ordering::SeqCst);
+        *self.asked.lock().unwrap() = Some(options.clone());
+        let limits = options.limits;
         let progress = t::LoadProgress { loaded_bytes: 1, total_bytes: 2 };
         let described = t::WorkerDescription {
             card: description().card,
@@ -345,15 +365,19 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("s");
         runtime().block_on(async {
-            let worker = Arc::new(EchoWorker { loaded: AtomicBool::new(false) });
+            let worker = Arc::new(EchoWorker::default());
             let listener = UnixListener::bind(&socket).unwrap();
             let server = tokio::spawn(serve_worker(worker, listener, std::future::pending()));
             let mut client = WorkerClient::new(&socket);
             let limits = t::WorkerLimits { epoch: t::Epoch(9), num_slots: 2, ..Default::default() };
-            let refused = client.load(Path::new("/bad"), limits, |_| ()).await;
+            let bad = t::LoadOptions { model: "/bad".into(), limits, ..Default::default() };
+            let refused = client.load(&bad, |_| ()).await;
             assert_eq!(refused, Err(WorkerError::Failed("no such file".into())));
             let mut progress = Vec::new();
-            let described = client.load(Path::new("/m"), limits, |p| progress.push(p)).await.unwrap();
+            let described = {
+                let good = t::LoadOptions { model: "/m".into(), ..bad };
+                client.load(&good, |p| progress.push(p)).await.unwrap()
+            };
             assert_eq!((described.limits, progress.len()), (limits, 1));
             let (sender, mut results) = client.execute().await.unwrap();
             for plan in &plans {
@@ -363,4 +387,60 @@ proptest! {
             server.abort();
         });
     }
+}
+
+/// What an engine and its ranks tell each other besides plans.
+#[test]
+fn ranks_are_asked_and_told_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    runtime().block_on(async {
+        let worker = Arc::new(EchoWorker::default());
+        let listener = UnixListener::bind(&socket).unwrap();
+        let serving = serve_worker(Arc::clone(&worker) as _, listener, std::future::pending());
+        let server = tokio::spawn(serving);
+        let mut client = WorkerClient::new(&socket);
+        let identity = t::WorkerIdentity { host: "here".into(), pid: 12 };
+        assert_eq!(client.identify().await, Ok(identity));
+        assert_eq!(client.listen(true).await.unwrap(), ["127.0.0.1:1", "[::1]:2"]);
+        assert_eq!(client.listen(false).await, Err(WorkerError::Failed("no port".into())));
+        let beats: Vec<_> =
+            client.watch(Duration::from_millis(77)).await.unwrap().collect::<Vec<_>>().await;
+        let beat = t::Heartbeat { progress: 77, waiting_for: Some(3), step: t::StepId(4) };
+        assert_eq!(beats, [Ok(beat), Ok(t::Heartbeat { waiting_for: None, ..beat })]);
+        let tcp = t::GroupLink::Tcp {
+            addresses: vec![vec!["a:1".into(), "b:2".into()], vec![]],
+            secret: *b"0123456789abcdef",
+        };
+        for (ranks, link) in [
+            (1, t::GroupLink::Alone),
+            (2, t::GroupLink::SharedMemory("/m".into())),
+            (2, tcp.clone()),
+        ] {
+            let options = t::LoadOptions {
+                model: "/m".into(),
+                limits: t::WorkerLimits { epoch: t::Epoch(9), ..Default::default() },
+                shard: t::Shard { rank: ranks - 1, ranks },
+                link,
+                stall_ms: 10_000,
+                ranks_on_host: ranks,
+                hash_weights: true,
+            };
+            client.load(&options, |_| ()).await.unwrap();
+            assert_eq!(worker.asked.lock().unwrap().take(), Some(options));
+        }
+        // What cannot be is refused by its field.
+        for (shard, link, field) in [
+            (t::Shard { rank: 0, ranks: 3 }, t::GroupLink::Alone, "ranks"),
+            (t::Shard { rank: 2, ranks: 2 }, t::GroupLink::Alone, "rank"),
+            (t::Shard { rank: 1, ranks: 2 }, t::GroupLink::Alone, "link"),
+            (t::Shard { rank: 1, ranks: 4 }, tcp, "peers"),
+        ] {
+            let options = t::LoadOptions { shard, link, ..Default::default() };
+            let refused = client.load(&options, |_| ()).await;
+            let Err(WorkerError::Protocol(message)) = refused else { panic!("{refused:?}") };
+            assert!(message.contains(field), "{message}");
+        }
+        server.abort();
+    });
 }

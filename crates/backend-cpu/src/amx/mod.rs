@@ -1,4 +1,4 @@
-//! AMX: asking the kernel for tiles, and the two tile operations, in hardware and as a model of it.
+//! AMX: asking the kernel for tiles, and the tile operation, in hardware and as a model of it.
 
 mod unit;
 
@@ -6,9 +6,9 @@ mod unit;
 pub(crate) use unit::HardwareTiles;
 #[cfg(any(test, all(target_arch = "x86_64", target_os = "linux")))]
 pub(crate) use unit::SoftwareTiles;
-pub(crate) use unit::{Columns, TILE_ROWS, TileUnit};
+pub(crate) use unit::{TILE_ROWS, TileUnit};
 
-/// Whether the CPU has AMX tiles with int8 and bfloat16 that keep to Intel's definition, and Linux lets
+/// Whether the CPU has AMX tiles with bfloat16 that keep to Intel's definition, and Linux lets
 /// this process use them.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) fn request_tiles() -> bool {
@@ -19,8 +19,8 @@ pub(crate) fn request_tiles() -> bool {
     const REQUEST_PERMISSION: libc::c_long = 0x1023;
     /// `XFEATURE_XTILEDATA`: the tiles.
     const TILE_DATA: libc::c_long = 18;
-    /// AMX-BF16, AMX-TILE and AMX-INT8 in EDX of leaf 7.
-    const FEATURES: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    /// AMX-BF16 and AMX-TILE in EDX of leaf 7.
+    const FEATURES: u32 = 1 << 22 | 1 << 24;
     static GRANTED: OnceLock<bool> = OnceLock::new();
     *GRANTED.get_or_init(|| {
         if __cpuid(0).eax < 7 || __cpuid_count(7, 0).edx & FEATURES != FEATURES {

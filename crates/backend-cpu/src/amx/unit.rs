@@ -8,60 +8,31 @@ use oarlock_backend::quant::SplitMix;
 /// Rows of activations in one tile: those of a full group.
 pub(crate) const TILE_ROWS: usize = 8;
 
-/// Groups of four columns of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Columns {
-    /// All 32.
-    All,
-    /// The first 16.
-    First,
-    /// The last 16.
-    Second,
-}
-
 /// A unit that multiplies tiles.
 pub(crate) trait TileUnit {
-    /// `TDPBSUD` from zero: `c[m][n]` is the sum of `a[m][k] * b[k / 4][4 n + k % 4]` over the columns.
-    fn int8(
-        &self,
-        a: &[[i8; 32]; TILE_ROWS],
-        b: &[[u8; 64]; 8],
-        columns: Columns,
-        c: &mut [[i32; 16]; TILE_ROWS],
-    );
-
     /// `TDPBF16PS`: adds one block of 32 columns to `c`. Words are pairs, the even column low.
     fn bf16(&self, a: &[[u32; 16]; TILE_ROWS], b: &[[u32; 16]; 16], c: &mut [[f32; 16]; TILE_ROWS]);
+
+    /// The same for consecutive blocks: `b` is `[pair][output]`, a row of `a` is `distance` words from
+    /// the one before it and has as many pairs as `b`.
+    fn bf16_blocks(
+        &self,
+        a: &[u32],
+        distance: usize,
+        b: &[[u32; 16]],
+        c: &mut [[f32; 16]; TILE_ROWS],
+    ) {
+        for (block, b) in b.as_chunks::<16>().0.iter().enumerate() {
+            let a = from_fn(|row| from_fn(|pair| a[row * distance + block * 16 + pair]));
+            self.bf16(&a, b, c);
+        }
+    }
 }
 
 /// The definition, step by step.
 pub(crate) struct SoftwareTiles;
 
 impl TileUnit for SoftwareTiles {
-    fn int8(
-        &self,
-        a: &[[i8; 32]; TILE_ROWS],
-        b: &[[u8; 64]; 8],
-        columns: Columns,
-        c: &mut [[i32; 16]; TILE_ROWS],
-    ) {
-        let groups = match columns {
-            Columns::All => 0..8,
-            Columns::First => 0..4,
-            Columns::Second => 4..8,
-        };
-        for m in 0..TILE_ROWS {
-            for n in 0..16 {
-                c[m][n] = 0;
-                for k in groups.clone() {
-                    for i in 0..4 {
-                        c[m][n] += i32::from(a[m][4 * k + i]) * i32::from(b[k][4 * n + i]);
-                    }
-                }
-            }
-        }
-    }
-
     fn bf16(
         &self,
         a: &[[u32; 16]; TILE_ROWS],
@@ -87,21 +58,11 @@ impl TileUnit for SoftwareTiles {
     }
 }
 
-/// Whether two units give the same bits on tiles that tell every order of sums apart: bytes at their
-/// extremes, and floats whose exponents differ so much that chains cancel and round.
+/// Whether two units give the same bits on tiles that tell every order of sums apart: floats whose
+/// exponents differ so much that chains cancel and round.
 pub(crate) fn agree(one: &impl TileUnit, other: &impl TileUnit) -> bool {
     let mut random = SplitMix(26);
     (0..16).all(|_| {
-        let extreme = |random: u64| [random as u8, 0, 0x80, 0xff][(random >> 32) as usize % 4];
-        let a: [[i8; 32]; TILE_ROWS] =
-            from_fn(|_| from_fn(|_| extreme(random.next()).cast_signed()));
-        let b: [[u8; 64]; 8] = from_fn(|_| from_fn(|_| extreme(random.next())));
-        let int8 = [Columns::All, Columns::First, Columns::Second].into_iter().all(|columns| {
-            let mut sums = [[[0; 16]; TILE_ROWS]; 2];
-            one.int8(&a, &b, columns, &mut sums[0]);
-            other.int8(&a, &b, columns, &mut sums[1]);
-            sums[0] == sums[1]
-        });
         // Sign, an exponent from 2⁻¹² to 2³, seven bits of mantissa.
         let half = |random: u64| {
             (random as u32 & 0x8000)
@@ -116,7 +77,7 @@ pub(crate) fn agree(one: &impl TileUnit, other: &impl TileUnit) -> bool {
         let mut sums = [start; 2];
         one.bf16(&a, &b, &mut sums[0]);
         other.bf16(&a, &b, &mut sums[1]);
-        int8 && sums[0].map(|row| row.map(f32::to_bits)) == sums[1].map(|row| row.map(f32::to_bits))
+        sums[0].map(|row| row.map(f32::to_bits)) == sums[1].map(|row| row.map(f32::to_bits))
     })
 }
 
@@ -128,12 +89,11 @@ mod hardware {
     use std::arch::asm;
     use std::marker::PhantomData;
 
-    use super::{Columns, TILE_ROWS, TileUnit};
+    use super::{TILE_ROWS, TileUnit};
 
     /// Tiles of this thread, configured while the value lives.
     ///
-    /// Tiles 0 to 2 are c, a and b of a whole block; 3 to 5 of half a block; 6 is a of bfloat16 and 7
-    /// its b. The compiler never uses tile registers itself.
+    /// Tiles 0 to 2 are c, a and b. The compiler never uses tile registers itself.
     pub(crate) struct HardwareTiles {
         /// Tiles belong to a thread.
         thread: PhantomData<*const ()>,
@@ -162,22 +122,9 @@ mod hardware {
                 column_bytes: [0; 16],
                 rows: [0; 16],
             };
-            let rows = TILE_ROWS as u8;
-            for (tile, (rows, bytes)) in [
-                (rows, 64),
-                (rows, 32),
-                (8, 64),
-                (rows, 64),
-                (rows, 16),
-                (4, 64),
-                (rows, 64),
-                (16, 64),
-            ]
-            .into_iter()
-            .enumerate()
-            {
+            for (tile, rows) in [TILE_ROWS as u8, TILE_ROWS as u8, 16].into_iter().enumerate() {
                 configuration.rows[tile] = rows;
-                configuration.column_bytes[tile] = bytes;
+                configuration.column_bytes[tile] = 64;
             }
             // SAFETY: the CPU has tiles by the caller's promise; the operand is 64 bytes long.
             unsafe {
@@ -197,51 +144,6 @@ mod hardware {
 
     impl TileUnit for HardwareTiles {
         #[inline(always)]
-        fn int8(
-            &self,
-            a: &[[i8; 32]; TILE_ROWS],
-            b: &[[u8; 64]; 8],
-            columns: Columns,
-            c: &mut [[i32; 16]; TILE_ROWS],
-        ) {
-            let (a, b) = match columns {
-                Columns::All | Columns::First => (a.as_ptr().cast::<i8>(), b.as_ptr()),
-                // SAFETY: inside the first row, and inside the array.
-                Columns::Second => unsafe { (a.as_ptr().cast::<i8>().add(16), b.as_ptr().add(4)) },
-            };
-            if columns == Columns::All {
-                // SAFETY: the tiles' shapes are those of the arguments: 8 rows of 32 bytes 32 apart, 8
-                // rows of 64 bytes, 8 rows of 64 bytes.
-                unsafe {
-                    asm!(
-                        "tilezero tmm0",
-                        "tileloadd tmm1, [{a} + {a_stride}]",
-                        "tileloadd tmm2, [{b} + {stride}]",
-                        "tdpbsud tmm0, tmm1, tmm2",
-                        "tilestored [{c} + {stride}], tmm0",
-                        a = in(reg) a, a_stride = in(reg) 32_usize, b = in(reg) b, stride = in(reg) 64_usize,
-                        c = in(reg) c.as_mut_ptr(),
-                        options(nostack, preserves_flags),
-                    );
-                }
-            } else {
-                // SAFETY: as above, with 16 columns: 8 rows of 16 bytes 32 apart, 4 rows of 64 bytes.
-                unsafe {
-                    asm!(
-                        "tilezero tmm3",
-                        "tileloadd tmm4, [{a} + {a_stride}]",
-                        "tileloadd tmm5, [{b} + {stride}]",
-                        "tdpbsud tmm3, tmm4, tmm5",
-                        "tilestored [{c} + {stride}], tmm3",
-                        a = in(reg) a, a_stride = in(reg) 32_usize, b = in(reg) b, stride = in(reg) 64_usize,
-                        c = in(reg) c.as_mut_ptr(),
-                        options(nostack, preserves_flags),
-                    );
-                }
-            }
-        }
-
-        #[inline(always)]
         fn bf16(
             &self,
             a: &[[u32; 16]; TILE_ROWS],
@@ -252,13 +154,46 @@ mod hardware {
             unsafe {
                 asm!(
                     "tileloadd tmm0, [{c} + {stride}]",
-                    "tileloadd tmm6, [{a} + {stride}]",
-                    "tileloadd tmm7, [{b} + {stride}]",
-                    "tdpbf16ps tmm0, tmm6, tmm7",
+                    "tileloadd tmm1, [{a} + {stride}]",
+                    "tileloadd tmm2, [{b} + {stride}]",
+                    "tdpbf16ps tmm0, tmm1, tmm2",
                     "tilestored [{c} + {stride}], tmm0",
                     a = in(reg) a.as_ptr(), b = in(reg) b.as_ptr(), stride = in(reg) 64_usize,
                     c = in(reg) c.as_mut_ptr(),
                     options(nostack, preserves_flags),
+                );
+            }
+        }
+
+        /// The sums stay in their tile.
+        #[inline(always)]
+        fn bf16_blocks(
+            &self,
+            a: &[u32],
+            distance: usize,
+            b: &[[u32; 16]],
+            c: &mut [[f32; 16]; TILE_ROWS],
+        ) {
+            let blocks = b.len() / 16;
+            assert!(blocks > 0 && a.len() >= (TILE_ROWS - 1) * distance + blocks * 16, "pairs");
+            // SAFETY: per block 8 rows of 64 bytes `distance` words apart and 16 rows of 64 bytes, inside
+            // the slices by the assertion; the sums are 8 rows of 64 bytes.
+            unsafe {
+                asm!(
+                    "tileloadd tmm0, [{c} + {stride}]",
+                    "2:",
+                    "tileloadd tmm1, [{a} + {a_stride}]",
+                    "tileloadd tmm2, [{b} + {stride}]",
+                    "tdpbf16ps tmm0, tmm1, tmm2",
+                    "add {a}, 64",
+                    "add {b}, 1024",
+                    "dec {blocks}",
+                    "jnz 2b",
+                    "tilestored [{c} + {stride}], tmm0",
+                    a = inout(reg) a.as_ptr() => _, a_stride = in(reg) distance * 4,
+                    b = inout(reg) b.as_ptr() => _, blocks = inout(reg) blocks => _,
+                    stride = in(reg) 64_usize, c = in(reg) c.as_mut_ptr(),
+                    options(nostack),
                 );
             }
         }
@@ -273,22 +208,9 @@ mod tests {
     struct Wrong {
         /// Sums of bfloat16 in one chain instead of two.
         one_chain: bool,
-        /// Activations taken as unsigned.
-        unsigned: bool,
     }
 
     impl TileUnit for Wrong {
-        fn int8(
-            &self,
-            a: &[[i8; 32]; TILE_ROWS],
-            b: &[[u8; 64]; 8],
-            columns: Columns,
-            c: &mut [[i32; 16]; TILE_ROWS],
-        ) {
-            let a = if self.unsigned { a.map(|row| row.map(i8::saturating_abs)) } else { *a };
-            SoftwareTiles.int8(&a, b, columns, c);
-        }
-
         fn bf16(
             &self,
             a: &[[u32; 16]; TILE_ROWS],
@@ -314,7 +236,7 @@ mod tests {
     #[test]
     fn only_a_right_unit_agrees_with_the_definition() {
         assert!(agree(&SoftwareTiles, &SoftwareTiles));
-        assert!(!agree(&Wrong { one_chain: true, unsigned: false }, &SoftwareTiles));
-        assert!(!agree(&Wrong { one_chain: false, unsigned: true }, &SoftwareTiles));
+        assert!(!agree(&Wrong { one_chain: true }, &SoftwareTiles));
+        assert!(agree(&Wrong { one_chain: false }, &SoftwareTiles));
     }
 }

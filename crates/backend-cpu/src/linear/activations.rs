@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 use oarlock_backend::BackendError;
 
+use crate::InstructionSet;
 use crate::buffer::{AlignedBuffer, SharedSlice};
 use crate::isa::{Isa, multiversion};
 use crate::lanes::Lanes;
@@ -106,6 +107,9 @@ impl ActivationBuffers {
                     // SAFETY: each row is converted by one thread.
                     let out = unsafe { floats.range(row * padded..(row + 1) * padded) };
                     round_row(input, out, columns / weight.segments);
+                    if isa.get() == InstructionSet::Amx && group_of(row, rows).1 == MAX_GROUP {
+                        to_pairs(out);
+                    }
                 }
             }
         };
@@ -141,6 +145,29 @@ impl ActivationBuffers {
         let padded = padded_width(weight);
         let first = segment * padded / weight.segments;
         (&self.bf16[row * padded + first..(row + group) * padded], padded)
+    }
+
+    /// The same for a full group where the instruction set has tiles: words of two columns.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    pub(super) fn bf16_pairs(
+        &self,
+        row: usize,
+        segment: usize,
+        weight: &CpuWeight,
+    ) -> (&[u32], usize) {
+        let padded = padded_width(weight);
+        let first = segment * padded / weight.segments / 2;
+        let group = &self.bf16[row * padded..(row + MAX_GROUP) * padded];
+        (&bytemuck::cast_slice(group)[first..], padded)
+    }
+}
+
+/// Packs a rounded row as words of two values, the even column low, into the first half of its place:
+/// what tiles take, made once instead of for every tile of weights.
+fn to_pairs(row: &mut [f32]) {
+    let words: &mut [u32] = bytemuck::cast_slice_mut(row);
+    for pair in 0..words.len() / 2 {
+        words[pair] = words[2 * pair] >> 16 | words[2 * pair + 1] & 0xffff_0000;
     }
 }
 

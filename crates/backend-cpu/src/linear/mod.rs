@@ -3,9 +3,6 @@
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
-#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "only Linux is asked for tiles"))]
-mod amx;
-#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -19,7 +16,7 @@ use std::ops::Range;
 
 use crate::InstructionSet;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use crate::amx::{HardwareTiles, TILE_ROWS};
+use crate::amx::{HardwareTiles, TILE_ROWS, TileUnit as _};
 use crate::buffer::SharedSlice;
 use crate::isa::Isa;
 use crate::pack::{
@@ -59,6 +56,24 @@ pub(crate) struct LinearCall<'a> {
     pub(crate) rows: usize,
 }
 
+/// The tile unit of a thread, configured while it works on one range of tiles.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+type Unit = HardwareTiles;
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+type Unit = std::convert::Infallible;
+
+/// `None` where the instruction set has no tiles.
+fn configured_unit(isa: Isa) -> Option<Unit> {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if isa.get() == InstructionSet::Amx {
+        // SAFETY: an `Isa` is only made of an instruction set that the CPU has and the kernel granted;
+        // a thread works on one range at a time, and the unit lives no longer than that.
+        return Some(unsafe { HardwareTiles::new() });
+    }
+    let _ = isa;
+    None
+}
+
 /// Computes a linear layer.
 pub(crate) fn linear(
     isa: Isa,
@@ -77,9 +92,10 @@ pub(crate) fn linear(
     let buffers = &*buffers;
     let progress = pool.progress();
     pool.run(weight.tiles(), quarter_share(weight.tiles(), threads), &|_, tiles| {
+        let unit = configured_unit(isa);
         for first_row in (0..rows).step_by(PANEL) {
             let rows = first_row..rows.min(first_row + PANEL);
-            let panel = Panel { isa, weight, bias, input, buffers, rows, out };
+            let panel = Panel { isa, unit: &unit, weight, bias, input, buffers, rows, out };
             // A range of a wide layer and many rows may take seconds.
             for first in tiles.clone().step_by(TILES_PER_SIGN) {
                 panel.run(first..tiles.end.min(first + TILES_PER_SIGN));
@@ -94,6 +110,7 @@ pub(crate) fn linear(
 /// The rows of one panel.
 struct Panel<'a> {
     isa: Isa,
+    unit: &'a Option<Unit>,
     weight: &'a CpuWeight,
     bias: Option<&'a [f32]>,
     input: &'a [f32],
@@ -132,8 +149,7 @@ impl Panel<'_> {
                         let blocks = bf16_blocks(self.weight);
                         let weights = &values.tile(tile)[segment * blocks * BLOCK / 2..]
                             [..blocks * BLOCK / 2];
-                        let input = self.buffers.bf16_rows(row, group, segment, self.weight);
-                        bf16_tile(self.isa, weights, input, &mut sums[..group]);
+                        self.bf16(weights, segment, row, &mut sums[..group]);
                     }
                     PartValues::F32(values) => {
                         let columns = self.weight.columns;
@@ -163,6 +179,18 @@ impl Panel<'_> {
         let range = segment * blocks..(segment + 1) * blocks;
         let rows = self.buffers.quant_rows(row, group, part.blocks());
         quantized_tile(self.isa, part.format(), &part.tile(tile), range, rows, &mut sums[..group]);
+    }
+
+    fn bf16(&self, weights: &[[u32; TILE]], segment: usize, row: usize, sums: &mut [[f32; TILE]]) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if let Some(unit) = self.unit
+            && let Some(sums) = sums.first_chunk_mut::<TILE_ROWS>()
+        {
+            let (pairs, distance) = self.buffers.bf16_pairs(row, segment, self.weight);
+            return unit.bf16_blocks(pairs, distance, weights, sums);
+        }
+        let input = self.buffers.bf16_rows(row, sums.len(), segment, self.weight);
+        bf16::tile(self.isa, weights, input, sums);
     }
 
     /// Adds the bias and writes the valid outputs of a tile.
@@ -209,17 +237,12 @@ fn quantized_tile(
     rows: QuantRows<'_>,
     sums: &mut [[f32; TILE]],
 ) {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if isa.get() == InstructionSet::Amx && rows.rows == TILE_ROWS {
-        // SAFETY: an `Isa` is only made of an instruction set that the CPU has and the kernel granted;
-        // the tiles are released before this function returns.
-        return unsafe { amx::tile(&HardwareTiles::new(), format, tile, blocks, rows, sums) };
-    }
     #[cfg(target_arch = "x86_64")]
     match isa.get() {
         InstructionSet::Portable => {}
         // SAFETY: an `Isa` is only made of an instruction set that the CPU has.
         InstructionSet::Avx2 => return unsafe { avx2::tile(format, tile, blocks, rows, sums) },
+        // Tiles would be slower: every block's products leave them through memory to be scaled.
         InstructionSet::Avx512 | InstructionSet::Amx => {
             // SAFETY: as above.
             return unsafe { avx512::tile(format, tile, blocks, rows, sums) };
@@ -229,25 +252,12 @@ fn quantized_tile(
     portable::tile(format, tile, blocks, rows, sums);
 }
 
-/// Sums of one tile over the blocks of one segment, from zero, for one group of rows.
-fn bf16_tile(isa: Isa, weights: &[[u32; TILE]], input: (&[f32], usize), sums: &mut [[f32; TILE]]) {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if isa.get() == InstructionSet::Amx
-        && let Some(sums) = sums.first_chunk_mut::<TILE_ROWS>()
-    {
-        // SAFETY: as for int8.
-        let unit = unsafe { HardwareTiles::new() };
-        return amx::bf16_tile(&unit, weights, input, sums);
-    }
-    bf16::tile(isa, weights, input, sums);
-}
-
 #[cfg(test)]
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod tests {
     use super::*;
     use crate::Dtype;
-    use crate::amx::{SoftwareTiles, TILE_ROWS};
+    use crate::amx::SoftwareTiles;
     use oarlock_backend::quant::{SplitMix, random_row};
     use oarlock_backend::{InnerSplit, WeightKind, WeightView};
 
@@ -275,57 +285,27 @@ mod tests {
         }
     }
 
-    /// The model of the tile unit under the AMX kernels, against the portable ones; and the unit itself
-    /// where there is one (in `tests/`).
+    /// The model of the tile unit against the portable kernel; the unit itself, where there is one, is in
+    /// `tests/`.
     #[test]
     fn tiles_give_the_portable_bits() {
-        let Some(isa) = Isa::new(InstructionSet::Avx512) else {
-            println!("skipped: the AMX kernels need AVX-512 beside the tiles");
-            return;
-        };
         let portable = Isa::new(InstructionSet::Portable).unwrap();
-        for kind in [
-            WeightKind::Q4_0,
-            WeightKind::Q5_0,
-            WeightKind::Q8_0,
-            WeightKind::Q4K,
-            WeightKind::Q5K,
-            WeightKind::Q6K,
-            WeightKind::F32,
-        ] {
-            let Case { weight, buffers } = Case::new(kind, isa);
-            let mut got = [[0.0; TILE]; TILE_ROWS];
-            let mut want = got;
-            match &weight.parts[0].values {
-                PartValues::Quantized(part) => {
-                    let rows = buffers.quant_rows(0, TILE_ROWS, part.blocks());
-                    let blocks = 0..part.blocks();
-                    let format = part.format();
-                    quantized_tile(
-                        portable,
-                        format,
-                        &part.tile(0),
-                        blocks.clone(),
-                        rows,
-                        &mut want,
-                    );
-                    // SAFETY: AVX-512 was found above.
-                    unsafe {
-                        amx::tile(&SoftwareTiles, format, &part.tile(0), blocks, rows, &mut got);
-                    };
-                }
-                PartValues::Bf16(part) => {
-                    let rows = buffers.bf16_rows(0, TILE_ROWS, 0, &weight);
-                    bf16_tile(portable, part.tile(0), rows, &mut want);
-                    amx::bf16_tile(&SoftwareTiles, part.tile(0), rows, &mut got);
-                }
-                PartValues::F32(_) => unreachable!("not by --dtype auto"),
-            }
-            assert_eq!(
-                got.map(|row| row.map(f32::to_bits)),
-                want.map(|row| row.map(f32::to_bits)),
-                "{kind:?}"
-            );
-        }
+        let Case { weight, buffers } = Case::new(WeightKind::F32, portable);
+        let mut got = [[0.0; TILE]; TILE_ROWS];
+        let mut want = got;
+        let PartValues::Bf16(part) = &weight.parts[0].values else {
+            panic!("float weights are packed as bfloat16");
+        };
+        let (values, distance) = buffers.bf16_rows(0, TILE_ROWS, 0, &weight);
+        bf16::tile(portable, part.tile(0), (values, distance), &mut want);
+        let pairs: Vec<u32> = values
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|[even, odd]| even.to_bits() >> 16 | odd.to_bits())
+            .collect();
+        SoftwareTiles.bf16_blocks(&pairs, distance / 2, part.tile(0), &mut got);
+        let bits = |sums: [[f32; TILE]; TILE_ROWS]| sums.map(|row| row.map(f32::to_bits));
+        assert_eq!(bits(got), bits(want));
     }
 }

@@ -130,7 +130,7 @@ mod tests {
 
     fn folder(lines: &[&str]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let text = lines.join("\n") + "\n";
         fs::write(folder.path().join("rank-0.trace"), text + "half a li").unwrap();
         folder
     }

@@ -20,7 +20,7 @@ use super::compare;
 /// No step of a traced run is quick.
 const STALL: Duration = Duration::from_mins(1);
 
-pub(super) fn run(arguments: TraceArguments) -> anyhow::Result<()> {
+pub(super) fn run(arguments: &TraceArguments) -> anyhow::Result<()> {
     let model = crate::model_path(&arguments.model, arguments.cache.clone())?;
     let temporary = tempfile::tempdir()?;
     let folder = match &arguments.keep {
@@ -32,8 +32,8 @@ pub(super) fn run(arguments: TraceArguments) -> anyhow::Result<()> {
             folder.canonicalize()?
         }
     };
-    let options = options(&arguments, model, &folder)?;
-    tokio::runtime::Runtime::new()?.block_on(generate(options, &arguments))?;
+    let options = options(arguments, model, &folder)?;
+    tokio::runtime::Runtime::new()?.block_on(generate(options, arguments))?;
     print(&folder, arguments.json)
 }
 

@@ -104,19 +104,12 @@ impl Subject<'_> {
         (0..len).map(|at| 3 + mix(at) % (self.vocabulary - 3)).collect()
     }
 
-    fn request(&self, prompt: &[u64], max_tokens: u32) -> Value {
-        json!({
-            "model": "m", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0,
-            "logprobs": 5, "return_token_ids": true, "ignore_eos": true, "priority": 4,
-        })
-    }
-
     /// Prompts of three lengths, greedy and drawn.
     fn requests(&self) -> Vec<Value> {
         let mut all = Vec::new();
         for (salt, len) in [5, 300, self.longest].into_iter().enumerate() {
-            all.push(self.request(&self.prompt(len, salt as u64), self.max_tokens));
-            let mut drawn = self.request(&self.prompt(len, 10 + salt as u64), self.max_tokens);
+            all.push(request_of(&self.prompt(len, salt as u64), self.max_tokens));
+            let mut drawn = request_of(&self.prompt(len, 10 + salt as u64), self.max_tokens);
             drawn["temperature"] = json!(1);
             drawn["top_p"] = json!(0.9);
             drawn["seed"] = json!(100 + salt);
@@ -212,7 +205,7 @@ impl Subject<'_> {
             How::Crowd => thread::scope(|scope| {
                 for other in 0..26 {
                     let prompt = self.prompt(3 + other * 7 % 20, 1000 + other as u64);
-                    let request = self.request(&prompt, 2 + other as u32 % 6);
+                    let request = request_of(&prompt, 2 + other as u32 % 6);
                     scope.spawn(move || post(&request));
                 }
                 let ours: Vec<_> =
@@ -223,7 +216,7 @@ impl Subject<'_> {
             How::Preempted => requests.iter().map(|r| self.preempted(server, r)).collect(),
             How::Killed => {
                 let killed = requests.iter().enumerate();
-                killed.map(|(index, request)| self.killed(server, request, index)).collect()
+                killed.map(|(index, request)| self::killed(server, request, index)).collect()
             }
         }
     }
@@ -232,7 +225,11 @@ impl Subject<'_> {
     fn preempted(&self, server: &Server, request: &Value) -> Answer {
         let before = server.metric("oarlock_num_preemptions_total");
         let workers = server.worker_pids();
-        let signal = |signal| workers.iter().for_each(|pid| send_signal(*pid, signal));
+        let signal = |signal| {
+            for pid in &workers {
+                send_signal(*pid, signal);
+            }
+        };
         let mut stream = Stream::start(server, request);
         stream.next();
         for round in 0..2 {
@@ -240,7 +237,7 @@ impl Subject<'_> {
             // the second round this one has begun again, since there is nothing else to do.
             signal(Signal::STOP);
             let prompt = self.prompt(self.small_cache - 15, 2000 + round);
-            let mut intruder = self.request(&prompt, 1);
+            let mut intruder = request_of(&prompt, 1);
             intruder["priority"] = json!(-4);
             thread::scope(|scope| {
                 let intruding = scope.spawn(|| server.post("/v1/completions", &intruder).ok_json());
@@ -256,20 +253,29 @@ impl Subject<'_> {
         assert!(preemptions >= 2.0, "{preemptions} preemptions");
         answer
     }
+}
 
-    /// Kills a rank in the middle of a request.
-    fn killed(&self, server: &Server, request: &Value, index: usize) -> Answer {
-        let before = server.metric("oarlock_worker_restarts_total");
-        let mut stream = Stream::start(server, request);
-        stream.next();
-        let workers = server.worker_pids();
-        workers.iter().for_each(|pid| send_signal(*pid, Signal::STOP));
-        send_signal(workers[index % workers.len()], Signal::KILL);
-        let answer = stream.finish();
-        let restarts = server.metric("oarlock_worker_restarts_total") - before;
-        assert_eq!(restarts, 1.0, "one death is one restart");
-        answer
+fn request_of(prompt: &[u64], max_tokens: u32) -> Value {
+    json!({
+        "model": "m", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0,
+        "logprobs": 5, "return_token_ids": true, "ignore_eos": true, "priority": 4,
+    })
+}
+
+/// Kills a rank in the middle of a request.
+fn killed(server: &Server, request: &Value, index: usize) -> Answer {
+    let before = server.metric("oarlock_worker_restarts_total");
+    let workers = server.worker_pids();
+    let mut stream = Stream::start(server, request);
+    stream.next();
+    for pid in &workers {
+        send_signal(*pid, Signal::STOP);
     }
+    send_signal(workers[index % workers.len()], Signal::KILL);
+    let answer = stream.finish();
+    let restarts = server.metric("oarlock_worker_restarts_total") - before;
+    assert_eq!(restarts, 1.0, "one death is one restart");
+    answer
 }
 
 /// A streamed answer, put together.

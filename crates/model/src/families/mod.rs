@@ -51,39 +51,6 @@ pub(crate) struct WindowedLayers {
     pub(crate) rope_theta: f32,
 }
 
-/// Fixtures of tests.
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    /// The shape of Qwen2.5-0.5B.
-    pub(crate) fn demo_spec() -> DecoderSpec {
-        DecoderSpec {
-            num_layers: 24,
-            hidden: 896,
-            num_heads: 14,
-            num_kv_heads: 2,
-            head_dim: 64,
-            feed_forward: 4864,
-            vocab_size: 151_936,
-            context_length: 32_768,
-            norm_eps: 1e-6,
-            rope_theta: 1e6,
-            rope_divisor: 1.0,
-            rotary_style: RotaryStyle::Half,
-            windowed: None,
-            qkv_bias: true,
-            head_norms: false,
-            post_norms: false,
-            activation: Activation::Silu,
-            embedding_scale: 1.0,
-            attention_scale: 0.125,
-            attention_soft_cap: None,
-            logit_soft_cap: None,
-        }
-    }
-}
-
 /// The family's description of the model that `metadata` belong to.
 pub(crate) fn spec(metadata: &Metadata) -> Result<DecoderSpec, ModelError> {
     let spec = match metadata.str("general.architecture")? {
@@ -137,4 +104,37 @@ pub(crate) fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
         return Err(ModelError::metadata("attention.key_length", reason));
     }
     Ok(())
+}
+
+/// Fixtures of tests.
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The shape of Qwen2.5-0.5B.
+    pub(crate) fn demo_spec() -> DecoderSpec {
+        DecoderSpec {
+            num_layers: 24,
+            hidden: 896,
+            num_heads: 14,
+            num_kv_heads: 2,
+            head_dim: 64,
+            feed_forward: 4864,
+            vocab_size: 151_936,
+            context_length: 32_768,
+            norm_eps: 1e-6,
+            rope_theta: 1e6,
+            rope_divisor: 1.0,
+            rotary_style: RotaryStyle::Half,
+            windowed: None,
+            qkv_bias: true,
+            head_norms: false,
+            post_norms: false,
+            activation: Activation::Silu,
+            embedding_scale: 1.0,
+            attention_scale: 0.125,
+            attention_soft_cap: None,
+            logit_soft_cap: None,
+        }
+    }
 }

@@ -54,7 +54,7 @@ impl Config {
         self.find_positive(field)?.ok_or_else(|| Self::wrong(field, "missing"))
     }
 
-    fn positive_float(&self, field: &str, value: Option<&Value>) -> Result<f32, ModelError> {
+    fn positive_float(field: &str, value: Option<&Value>) -> Result<f32, ModelError> {
         let value = value.ok_or_else(|| Self::wrong(field, "missing"))?;
         let number = value.as_f64().map(|number| number as f32);
         let number = number.filter(|number| number.is_finite() && *number > 0.0);
@@ -96,7 +96,7 @@ impl Config {
         match nested.or_else(|| self.get("rope_theta")) {
             // What both families' configurations mean by leaving it out.
             None => Ok(10_000.0),
-            value => self.positive_float("rope_theta", value),
+            value => Self::positive_float("rope_theta", value),
         }
     }
 }
@@ -146,7 +146,7 @@ pub(crate) fn spec(config: &Config) -> Result<DecoderSpec, ModelError> {
         feed_forward: config.positive("intermediate_size")?,
         vocab_size: config.vocab_size()?,
         context_length: config.positive("max_position_embeddings")?,
-        norm_eps: config.positive_float("rms_norm_eps", config.get("rms_norm_eps"))?,
+        norm_eps: Config::positive_float("rms_norm_eps", config.get("rms_norm_eps"))?,
         rope_theta: config.rope_theta()?,
         rope_divisor: 1.0,
         rotary_style: RotaryStyle::Half,

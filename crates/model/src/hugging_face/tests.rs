@@ -10,7 +10,7 @@ use super::{Tensors, tensor_table};
 use crate::Checkpoint;
 
 /// A copy of the tiny Qwen2 with some fields of its configuration replaced.
-fn folder(changes: Value) -> tempfile::TempDir {
+fn folder(changes: &Value) -> tempfile::TempDir {
     let source = oarlock_testkit::fixture("tiny/qwen2");
     let folder = tempfile::tempdir().unwrap();
     let mut config: Value =
@@ -45,14 +45,14 @@ fn what_is_not_supported_is_named() {
         (json!({"head_dim": 24}), ["key_length", "multiple of 16"]),
         (json!({"mlp_bias": 1}), ["mlp_bias", "neither true nor false"]),
     ] {
-        let error = refused(folder(changes).path());
+        let error = refused(folder(&changes).path());
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
     }
 }
 
 #[test]
 fn files_that_are_missing_or_damaged_are_named() {
-    let whole = folder(json!({}));
+    let whole = folder(&json!({}));
     let path = |name: &str| whole.path().join(name);
     assert!(Checkpoint::open(whole.path()).is_ok());
     let weights = fs::read(path("model.safetensors")).unwrap();
@@ -63,14 +63,14 @@ fn files_that_are_missing_or_damaged_are_named() {
     assert!(refused(whole.path()).contains("empty"));
     fs::remove_file(path("model.safetensors")).unwrap();
     assert!(refused(whole.path()).contains("neither model.safetensors nor"));
-    let index = |map: Value| {
+    let index = |map: &Value| {
         let text = json!({"weight_map": map}).to_string();
         fs::write(path("model.safetensors.index.json"), text).unwrap();
         refused(whole.path())
     };
-    assert!(index(json!({})).contains("0 files"));
-    assert!(index(json!({"a": "../secret"})).contains("weight_map.a"));
-    assert!(index(json!({"a": "gone.safetensors"})).contains("gone.safetensors"));
+    assert!(index(&json!({})).contains("0 files"));
+    assert!(index(&json!({"a": "../secret"})).contains("weight_map.a"));
+    assert!(index(&json!({"a": "gone.safetensors"})).contains("gone.safetensors"));
     fs::write(path("config.json"), "{").unwrap();
     assert!(refused(whole.path()).contains("config.json"));
     fs::remove_file(path("config.json")).unwrap();
@@ -80,7 +80,7 @@ fn files_that_are_missing_or_damaged_are_named() {
 /// Weights may lie in several files, and hash by all of them.
 #[test]
 fn several_files_are_one_model() {
-    let whole = folder(json!({}));
+    let whole = folder(&json!({}));
     let stop = std::sync::atomic::AtomicBool::new(false);
     let hash = |path: &Path| Checkpoint::open(path).unwrap().hash(&stop, &|| ()).unwrap();
     let before = hash(whole.path());
