@@ -300,3 +300,47 @@ fn stall_seconds(text: &str) -> Result<f32, String> {
         _ => Err("not a number of seconds from 0.2 to 3600".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn serve(words: &[&str]) -> Result<ServeArguments, String> {
+        let all = [&["oarlock", "serve", "--model", "m"], words].concat();
+        match Arguments::try_parse_from(all).map_err(|error| error.to_string())?.command {
+            Command::Serve(arguments) => Ok(*arguments),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn threads_are_divided_over_workers() {
+        let per_rank = |threads: &str, ranks: &str| {
+            let arguments = serve(&["--threads", threads, "--tensor-parallel", ranks]).unwrap();
+            arguments.cpu.threads_per_rank(arguments.tensor_parallel as usize)
+        };
+        assert_eq!(per_rank("8", "2").unwrap(), 4);
+        assert_eq!(per_rank("7", "2").unwrap(), 3);
+        assert!(per_rank("0", "8").unwrap() >= 1, "one core serves eight workers, slowly");
+        let few = per_rank("3", "4").unwrap_err().to_string();
+        assert!(few.contains("--threads 3") && few.contains("--tensor-parallel 4"), "{few}");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_what_can() {
+        let refused = |words: &[&str]| serve(words).err().expect("it cannot be");
+        assert!(refused(&["--tensor-parallel", "3"]).contains("1, 2, 4 or 8"));
+        assert!(refused(&["--stall-seconds", "0"]).contains("0.2 to 3600"));
+        assert!(refused(&["--max-plans-in-flight", "3"]).contains("1..=2"));
+        assert!(refused(&["--collective", "smoke"]).contains("shared-memory"));
+        assert!(refused(&["--dtype", "int4"]).contains("bfloat16"));
+        assert!(refused(&["--worker-launcher", "echo 'half"]).contains("quot"));
+    }
+
+    #[test]
+    fn a_launcher_is_split_as_a_shell_does() {
+        let arguments = serve(&["--worker-launcher", "env 'A=b c' numactl -N {rank}"]).unwrap();
+        let words = arguments.worker_launcher.unwrap().0;
+        assert_eq!(words, ["env", "A=b c", "numactl", "-N", "{rank}"]);
+    }
+}

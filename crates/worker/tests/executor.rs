@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use oarlock_backend::{BackendLimits, OracleBackend};
-use oarlock_collective::Alone;
+use oarlock_collective::{Alone, Collective, HostCollective, local_group};
 use oarlock_model::{Checkpoint, load};
 use oarlock_testkit::{TINY_VOCABULARY, TinyModel};
 use oarlock_types::{
@@ -31,6 +31,11 @@ struct Harness {
 
 impl Harness {
     fn new() -> Self {
+        Self::of(Box::new(Alone))
+    }
+
+    /// A rank of a group.
+    fn of(collective: Box<dyn Collective<OracleBackend>>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiny.gguf");
         TinyModel { seed: 1, poison: Some(POISON), ..TinyModel::default() }.write(&path).unwrap();
@@ -38,7 +43,7 @@ impl Harness {
         let limits =
             BackendLimits { max_tokens: 64, max_gathered: 4, max_chunks: 2, max_positions: 128 };
         let mut backend = OracleBackend::new(limits);
-        let model = load(&checkpoint, &mut backend, Box::new(Alone), 16, &mut |_| ()).unwrap();
+        let model = load(&checkpoint, &mut backend, collective, 16, &mut |_| ()).unwrap();
         Self { executor: Executor::new(backend, model, LIMITS), next: 1 }
     }
 
@@ -186,6 +191,40 @@ fn one_slot_fails_alone_and_stays_failed() {
     let result = harness.plan(next).unwrap();
     assert_eq!(result.slots[0].outcome, Err(SlotError::InvalidLogits));
     assert_eq!(token(&result, 1), generate(&[], 0, 1)[1]);
+}
+
+/// Ranks get the same plans. Rank 0 answers for all; the others keep up with what it sampled, and with
+/// what failed, though only it knows why.
+#[test]
+fn ranks_go_in_step_and_the_first_answers() {
+    let plans = || {
+        let mut poisoned = prompt();
+        poisoned[7] = TokenId(POISON);
+        let first = StepPlan {
+            start: vec![start(0, poisoned, seeded()), start(1, prompt(), seeded())],
+            blocks: vec![blocks(0, [0, 1]), blocks(1, [2, 3])],
+            chunks: vec![chunk(0, 0, 20, true), chunk(1, 0, 20, true)],
+            ..StepPlan::default()
+        };
+        let next = |position: u32| StepPlan {
+            chunks: vec![chunk(0, position, 1, true), chunk(1, position, 1, true)],
+            ..StepPlan::default()
+        };
+        [first, next(20), next(21), StepPlan { release: vec![SlotId(0)], ..StepPlan::default() }]
+    };
+    let run = |mut harness: Harness| plans().map(|plan| harness.plan(plan).unwrap());
+    let alone = run(Harness::new());
+    let ranks: Vec<_> = std::thread::scope(|scope| {
+        let rank = |transport| {
+            scope.spawn(move || run(Harness::of(Box::new(HostCollective::new(transport)))))
+        };
+        let threads: Vec<_> = local_group(2).into_iter().map(rank).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for (step, want) in alone.iter().enumerate() {
+        assert_eq!(ranks[0][step].slots, want.slots, "step {step}");
+        assert_eq!((ranks[1][step].step, &ranks[1][step].slots), (want.step, &Vec::new()));
+    }
 }
 
 #[test]

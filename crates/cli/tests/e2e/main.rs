@@ -13,6 +13,7 @@ mod keys;
 mod lifecycle;
 mod limits;
 mod metrics;
+mod netns;
 mod options;
 mod python;
 mod ranks;
