@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused_with_what_can() {
-        let refused = |words: &[&str]| serve(words).err().expect("it cannot be");
+        let refused = |words: &[&str]| serve(words).expect_err("it cannot be");
         assert!(refused(&["--tensor-parallel", "3"]).contains("1, 2, 4 or 8"));
         assert!(refused(&["--stall-seconds", "0"]).contains("0.2 to 3600"));
         assert!(refused(&["--max-plans-in-flight", "3"]).contains("1..=2"));
