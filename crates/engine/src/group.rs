@@ -160,7 +160,7 @@ impl Group {
                 _ = self.ticks.tick() => {
                     let (sent, answered) = (self.sent, &self.answered);
                     if let Some(stuck) = self.liveness.tick(|rank| answered[rank] < sent) {
-                        return Err(describe(stuck, self.stall));
+                        return Err(describe(stuck, self.stall, self.stall));
                     }
                 }
             }
@@ -285,24 +285,25 @@ async fn watch_loading(
         tokio::select! {
             beat = beats.next() => match beat {
                 Some((rank, Signal::Beat(Ok(beat)))) => liveness.beat(rank, beat),
-                // The load itself tells of a worker that is gone.
+                // Nobody may wait for the load of another rank then: that may be stopped.
+                Some((rank, Signal::Beat(Err(error)))) => return format!("rank {rank}: {error}"),
                 _ => futures::future::pending().await,
             },
             _ = ticks.tick() => {
                 if let Some(stuck) = liveness.tick(|_| true) {
-                    return describe(stuck, stall);
+                    return describe(stuck, stall, LOADING_STALL);
                 }
             }
         }
     }
 }
 
-fn describe(stuck: Stuck, stall: Duration) -> String {
-    let seconds = stall.as_secs_f32();
+fn describe(stuck: Stuck, silent: Duration, still: Duration) -> String {
+    let (silent, still) = (silent.as_secs_f32(), still.as_secs_f32());
     match stuck {
-        Stuck::Silent { rank } => format!("rank {rank} gave no sign of life for {seconds} s"),
-        Stuck::Still { rank } => format!("rank {rank} made no progress for {seconds} s"),
-        Stuck::All => format!("all ranks wait for each other since {seconds} s"),
+        Stuck::Silent { rank } => format!("rank {rank} gave no sign of life for {silent} s"),
+        Stuck::Still { rank } => format!("rank {rank} made no progress for {still} s"),
+        Stuck::All => format!("all ranks wait for each other since {still} s"),
     }
 }
 
