@@ -4,8 +4,8 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use std::{env, io, thread};
 
@@ -28,6 +28,8 @@ pub(crate) enum Over {
 pub(crate) struct Rank {
     child: Child,
     lines: mpsc::Receiver<String>,
+    /// Operations that it was told to do.
+    operations: u64,
 }
 
 impl Rank {
@@ -49,10 +51,16 @@ impl Rank {
                 }
             }
         });
-        Self { child, lines }
+        Self { child, lines, operations: 0 }
     }
 
-    pub(crate) fn tell(&mut self, line: &str) {
+    /// Makes the rank do an operation.
+    pub(crate) fn tell(&mut self, operation: &str) {
+        self.operations += 1;
+        self.write(operation);
+    }
+
+    fn write(&mut self, line: &str) {
         writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
@@ -70,10 +78,17 @@ impl Rank {
         }
     }
 
-    /// Returns when the rank is inside of an operation and waits there.
+    /// Returns when the rank is inside of the operation that it was last told to do, and waits there.
     pub(crate) fn await_waiting(&mut self) {
-        let line = self.hear();
-        assert!(line.starts_with("waits"), "{line}");
+        let expected = format!("waits in {}", self.operations);
+        loop {
+            let line = self.hear();
+            // What it says of an earlier operation may come late.
+            assert!(line.starts_with("waits"), "{line}");
+            if line == expected {
+                return;
+            }
+        }
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -98,16 +113,16 @@ pub(crate) fn group(over: Over, ranks: u32, deadline: Duration, test: &str) -> V
         Over::SharedMemory => {
             let command = format!("shared-memory {}", segment.path().display());
             for rank in &mut group {
-                rank.tell(&command);
+                rank.write(&command);
             }
         }
         Over::Tcp => {
             for rank in &mut group {
-                rank.tell("tcp");
+                rank.write("tcp");
             }
             let addresses: Vec<_> = group.iter_mut().map(Rank::hear).collect();
             for rank in &mut group {
-                rank.tell(&addresses.join(" "));
+                rank.write(&addresses.join(" "));
             }
         }
     }
@@ -140,19 +155,22 @@ pub(crate) fn serve() {
     say("joined");
     let waiting = transport.waiting();
     let mut transport = Some(transport);
+    let operations = Arc::new(AtomicU64::new(0));
+    let current = Arc::clone(&operations);
     thread::spawn(move || {
-        let was = AtomicBool::new(false);
+        let mut told = 0;
         loop {
-            let now = waiting();
-            if was.swap(now.is_some(), Ordering::Relaxed) != now.is_some()
-                && let Some(peer) = now
-            {
-                say(&format!("waits for {peer}"));
+            // Read before: a wait belongs to this operation or to a later one, which is told next time.
+            let operation = current.load(Ordering::SeqCst);
+            if operation != told && waiting().is_some() {
+                say(&format!("waits in {operation}"));
+                told = operation;
             }
             thread::sleep(Duration::from_millis(1));
         }
     });
     for line in input {
+        operations.fetch_add(1, Ordering::SeqCst);
         if line == "leave" {
             drop(transport.take());
             say("left");
