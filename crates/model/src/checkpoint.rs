@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use oarlock_backend::Backend;
+use oarlock_backend::{Backend, WeightKind};
 use oarlock_collective::Collective;
 use oarlock_types::{LoadProgress, ModelCard, Shard};
 
@@ -60,12 +60,14 @@ impl Checkpoint {
         let spec = hugging_face::spec(&config)?;
         let mut files = Vec::new();
         let mut tensors = Tensors::new();
-        for (index, file) in hugging_face::weight_files(path)?.into_iter().enumerate() {
-            let mapping = map(&file)?;
+        let weight_files = hugging_face::weight_files(path)?;
+        for (index, file) in weight_files.paths.iter().enumerate() {
+            let mapping = map(file)?;
             hugging_face::tensor_table(mapping.bytes(), index, &mut tensors)
                 .map_err(|reason| ModelError::Format { path: file.clone(), reason })?;
-            files.push((file, mapping));
+            files.push((file.clone(), mapping));
         }
+        weight_files.check(&tensors)?;
         Ok(Self { path: path.to_owned(), files, source: Source::Folder { config, tensors }, spec })
     }
 
@@ -80,7 +82,8 @@ impl Checkpoint {
         }
     }
 
-    /// Hash of all weights, hexadecimal; of a folder also of its configuration. Ends early, with an
+    /// Hash of all weights, hexadecimal; of a folder also of the files that decide what its answers are
+    /// and where they end. Ends early, with an
     /// error, once `stop` is set. `progress` hears of every mebibyte.
     pub fn hash(&self, stop: &AtomicBool, progress: &dyn Fn()) -> Result<String, ModelError> {
         let one = |path: &Path, file: &std::fs::File| {
@@ -91,10 +94,14 @@ impl Checkpoint {
             return one(path, mapping.file());
         }
         let mut hashes = String::new();
-        let config = self.path.join("config.json");
-        let file = std::fs::File::open(&config)
-            .map_err(|source| ModelError::Io { path: config.clone(), source })?;
-        hashes.push_str(&one(&config, &file)?);
+        for name in hugging_face::TEXT_FILES {
+            let path = self.path.join(name);
+            match std::fs::File::open(&path) {
+                Ok(file) => hashes.extend([name, " ", &one(&path, &file)?, " "]),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(source) => return Err(ModelError::Io { path, source }),
+            }
+        }
         for (path, mapping) in &self.files {
             hashes.push_str(&one(path, mapping.file())?);
         }
@@ -112,14 +119,23 @@ impl Checkpoint {
         let kind = |layer: usize, part: &str| {
             self.tensor(&format!("blk.{layer}.{part}.weight")).map(|tensor| tensor.info.kind)
         };
-        // A tensor that is missing is found when it is loaded.
+        // A tensor that is missing is not what makes a degree impossible; see `check_shard`.
         let kinds = (0..self.spec.num_layers)
             .filter_map(|layer| Some((kind(layer, "attn_output")?, kind(layer, "ffn_down")?)));
         degrees(&self.spec, kinds)
     }
 
-    /// Refuses a part of a group of a degree that the model does not allow.
+    /// Refuses a part of a group of a degree that the model does not allow, and a model without the
+    /// layers that decide it.
     pub fn check_shard(&self, shard: Shard) -> Result<(), ModelError> {
+        for part in ["attn_output", "ffn_down"] {
+            for layer in 0..self.spec.num_layers {
+                let name = format!("blk.{layer}.{part}.weight");
+                if self.tensor(&name).is_none() {
+                    return Err(ModelError::tensor(self.name_in_file(&name), "missing"));
+                }
+            }
+        }
         check_degree(shard, &self.tensor_parallel_degrees())
     }
 
@@ -153,6 +169,32 @@ impl Checkpoint {
 
     /// Bytes of the tensors that one rank takes.
     pub fn shard_bytes(&self, shard: Shard) -> u64 {
+        self.sum_of_shard(shard, &|_, info| info.range.len() as u64)
+    }
+
+    /// Bytes that one rank's part takes once it is packed. `packed_bits` says what a value of a linear layer
+    /// becomes; tables and vectors stay as they are stored.
+    pub fn packed_shard_bytes(
+        &self,
+        shard: Shard,
+        packed_bits: &dyn Fn(WeightKind) -> Option<u64>,
+    ) -> u64 {
+        let tied = self.spec.tied_output.unwrap_or_else(|| self.tensor("output.weight").is_none());
+        self.sum_of_shard(shard, &|name, info| {
+            let stored = info.range.len() as u64;
+            let packed = packed_bits(info.kind).map_or(stored, |bits| info.parameters() * bits / 8);
+            match name {
+                "token_embd.weight" if tied => stored + packed,
+                "token_embd.weight" => stored,
+                "output.weight" if tied => 0,
+                _ if info.rows == 1 => stored,
+                _ => packed,
+            }
+        })
+    }
+
+    /// The sum of `bytes` over all tensors, each cut to what one rank takes of it.
+    fn sum_of_shard(&self, shard: Shard, bytes: &dyn Fn(&str, &TensorInfo) -> u64) -> u64 {
         let ranges = RankRanges::new(&self.spec, shard);
         let share = |name: &str| {
             let (own, whole) = match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'))
@@ -172,8 +214,8 @@ impl Checkpoint {
                     _ => (1, 1),
                 },
             };
-            let bytes = self.tensor(name).map_or(0, |tensor| tensor.data.len());
-            (bytes as u128 * own as u128 / whole as u128) as u64
+            let bytes = self.tensor(name).map_or(0, |tensor| bytes(name, tensor.info));
+            (u128::from(bytes) * own as u128 / whole as u128) as u64
         };
         self.tensor_names().map(share).sum()
     }

@@ -2,7 +2,7 @@
 //! tensor-parallel group it computes one rank's part, and joins it with the others' by a collective.
 
 use oarlock_backend::{
-    AttentionParams, Backend, BackendError, KvCacheShape, RowResult, RowSet, StepInput,
+    AttentionParams, Backend, BackendError, KvCacheShape, LogitRow, RowResult, RowSet, StepInput,
 };
 use oarlock_collective::{Collective, CollectiveError};
 use oarlock_types::{Shard, SlotError, TokenId};
@@ -109,12 +109,12 @@ impl<B: Backend> Decoder<B> {
         let cache = KvCacheShape { num_layers, num_blocks, num_kv_heads, head_dim };
         let vocabulary =
             |name: &str| Part::range(name.to_owned(), vocab_size, ranges.own_vocabulary());
-        // Embedding and output share a tensor where the file has no output of its own.
-        let output = vocabulary(if loader.has("output.weight") {
-            "output.weight"
-        } else {
-            "token_embd.weight"
-        });
+        let tied = spec.tied_output.unwrap_or_else(|| !loader.has("output.weight"));
+        let output = vocabulary(if tied { "token_embd.weight" } else { "output.weight" });
+        if tied {
+            // Some files keep a copy of what is shared.
+            loader.ignore("output.weight");
+        }
         let output_norm = Part::whole("output_norm.weight".to_owned(), hidden);
         Ok(Self {
             embedding: loader.table(backend, &vocabulary("token_embd.weight"), hidden)?,
@@ -167,7 +167,7 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<(), StepError> {
         backend.begin_step(input);
         self.layers(backend)?;
-        self.sample(backend, input.logit_rows.len())?;
+        self.sample(backend, input.logit_rows)?;
         backend.finish_step(results)?;
         self.share(input.logit_rows.len(), results)
     }
@@ -223,8 +223,8 @@ impl<B: Backend> Decoder<B> {
 
     /// Logits in tiles: a long prompt's scores never need a matrix as wide as the vocabulary times
     /// its length. Rank 0 samples from the logits of all ranks.
-    fn sample(&mut self, backend: &mut B, num_rows: usize) -> Result<(), CollectiveError> {
-        if num_rows == 0 {
+    fn sample(&mut self, backend: &mut B, rows: &[LogitRow<'_>]) -> Result<(), CollectiveError> {
+        if rows.is_empty() {
             return Ok(());
         }
         let eps = self.spec.norm_eps;
@@ -235,12 +235,14 @@ impl<B: Backend> Decoder<B> {
         self.trace.rows(backend, "output_norm", &a.normed, self.spec.hidden);
         let tile = backend.limits().max_gathered;
         let is_whole = self.ranges.shard.ranks == 1;
-        for first in (0..num_rows).step_by(tile) {
-            backend.gather(&mut a.gathered, &a.normed, first..num_rows.min(first + tile));
+        for first in (0..rows.len()).step_by(tile) {
+            let tile = first..rows.len().min(first + tile);
+            backend.gather(&mut a.gathered, &a.normed, tile.clone());
             backend.linear(&mut a.logits, &a.gathered, &self.output, None);
             if let Some(cap) = self.spec.logit_soft_cap {
                 backend.soft_cap(&mut a.logits, cap);
             }
+            self.trace.logits(backend, &a.logits, &self.ranges, &rows[tile]);
             if is_whole {
                 backend.sample(&a.logits);
                 continue;

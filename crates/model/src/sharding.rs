@@ -45,8 +45,7 @@ impl RankRanges {
             let first = rank * spec.num_kv_heads / ranks;
             first..first + 1
         };
-        let units = spec.vocab_size.div_ceil(VOCABULARY_UNIT);
-        let edge = |rank: usize| (rank * units / ranks * VOCABULARY_UNIT).min(spec.vocab_size);
+        let edge = |rank: usize| vocabulary_edge(spec.vocab_size, rank, ranks);
         Self {
             heads: part(spec.num_heads),
             kv_heads,
@@ -61,10 +60,25 @@ impl RankRanges {
         self.vocabulary[self.shard.rank as usize].clone()
     }
 
+    /// The vocabulary in the eight parts of the greatest degree, at whose edges those of every other one
+    /// lie. Some are empty where it is very small.
+    pub(crate) fn vocabulary_eighths(&self) -> [Range<usize>; 8] {
+        let size = self.vocabulary.last().map_or(0, |last| last.end);
+        std::array::from_fn(|part| {
+            vocabulary_edge(size, part, 8)..vocabulary_edge(size, part + 1, 8)
+        })
+    }
+
     /// What is left to this rank of the segments of a row-parallel layer.
     pub(crate) fn own_split(&self, split: InnerSplit) -> InnerSplit {
         InnerSplit { segments: split.segments / self.shard.ranks as usize }
     }
+}
+
+/// The first token of a rank's part of the vocabulary.
+fn vocabulary_edge(vocab_size: usize, rank: usize, ranks: usize) -> usize {
+    let units = vocab_size.div_ceil(VOCABULARY_UNIT);
+    (rank * units / ranks * VOCABULARY_UNIT).min(vocab_size)
 }
 
 /// Segments of the attention output: units are heads, with quantized weights the fewest heads that
@@ -160,6 +174,7 @@ mod tests {
             DecoderSpec { num_heads: 16, num_kv_heads: 2, vocab_size: 151_937, ..demo_spec() };
         for ranks in DEGREES {
             let all = ranges(&spec, ranks);
+            let eighths = all[0].vocabulary_eighths();
             let mut next = [0; 3];
             for (rank, own) in all.iter().enumerate() {
                 let parts = [own.heads.clone(), own.feed_forward.clone(), own.own_vocabulary()];
@@ -168,6 +183,8 @@ mod tests {
                     assert!(!part.is_empty());
                     *next = part.end;
                 }
+                let edge = own.own_vocabulary().start;
+                assert!(eighths.iter().any(|eighth| eighth.start == edge), "{edge}");
                 // Each of its query heads finds its key head here.
                 let group = spec.num_heads / spec.num_kv_heads;
                 assert_eq!(own.heads.start / group, own.kv_heads.start, "rank {rank} of {ranks}");

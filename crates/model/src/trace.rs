@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use oarlock_backend::Backend;
+use oarlock_backend::{Backend, LogitRow};
 
 use crate::sharding::RankRanges;
 
 /// The checksum of one unit of one row, after one operation. Units are such that the records of all
 /// ranks together are those of one rank: heads of queries, keys and values, segments of the
-/// feed-forward width, and whole rows elsewhere.
+/// feed-forward width, eighths of the vocabulary, and whole rows elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceRecord {
     /// Row of the step.
@@ -24,8 +24,8 @@ pub struct TraceRecord {
 }
 
 /// The operations that are traced, in the order of a layer; the first comes before all layers, the last
-/// after them.
-pub const TRACED_OPERATIONS: [&str; 11] = [
+/// two after them.
+pub const TRACED_OPERATIONS: [&str; 12] = [
     "embed",
     "attention_norm",
     "qkv",
@@ -37,6 +37,7 @@ pub const TRACED_OPERATIONS: [&str; 11] = [
     "activation",
     "down",
     "output_norm",
+    "logits",
 ];
 
 /// Keys, values and the second of two halves are numbered far behind what comes before them, whatever
@@ -122,6 +123,28 @@ impl Trace {
         self.units(backend, operation, tensor, copies * len, &units);
     }
 
+    /// A rank's logits of these rows of the step.
+    pub(crate) fn logits<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        tensor: &B::Tensor,
+        ranges: &RankRanges,
+        rows: &[LogitRow<'_>],
+    ) {
+        if !self.is_on() {
+            return;
+        }
+        let own = ranges.own_vocabulary();
+        let units: Vec<_> = (0..)
+            .zip(ranges.vocabulary_eighths())
+            .filter(|(_, eighth)| own.start <= eighth.start && eighth.end <= own.end)
+            .filter(|(_, eighth)| !eighth.is_empty())
+            .map(|(part, eighth)| (part, eighth.start - own.start..eighth.end - own.start))
+            .collect();
+        let row = |at: usize| rows[at].row;
+        self.units_of_rows(backend, "logits", tensor, own.len(), &units, &row);
+    }
+
     fn units<B: Backend>(
         &mut self,
         backend: &mut B,
@@ -130,13 +153,26 @@ impl Trace {
         width: usize,
         units: &[(u32, Range<usize>)],
     ) {
+        self.units_of_rows(backend, operation, tensor, width, units, &|row| row as u32);
+    }
+
+    /// `row` says which row of the step one of the tensor is.
+    fn units_of_rows<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        operation: &'static str,
+        tensor: &B::Tensor,
+        width: usize,
+        units: &[(u32, Range<usize>)],
+        row: &dyn Fn(usize) -> u32,
+    ) {
         let Some(tracer) = &mut self.tracer else { return };
         debug_assert!(TRACED_OPERATIONS.contains(&operation), "an operation of the list");
         let values = backend.read(tensor);
-        for (row, values) in values.chunks(width).enumerate() {
+        for (at, values) in values.chunks(width).enumerate() {
             for (part, range) in units {
                 tracer.record(TraceRecord {
-                    row: row as u32,
+                    row: row(at),
                     layer: self.layer,
                     operation,
                     part: *part,

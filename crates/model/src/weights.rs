@@ -55,6 +55,11 @@ impl<'a> WeightLoader<'a> {
         self.checkpoint.tensor(name).is_some()
     }
 
+    /// A tensor that may be there, and is not wanted.
+    pub(crate) fn ignore(&self, name: &str) {
+        self.taken.borrow_mut().insert(name.to_owned());
+    }
+
     /// How a tensor is stored.
     pub(crate) fn kind(&self, part: &Part) -> Result<WeightKind, ModelError> {
         match self.checkpoint.tensor(&part.name) {

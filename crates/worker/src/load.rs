@@ -17,6 +17,7 @@ use oarlock_types::{
 };
 
 use crate::executor::{Execute, Executor};
+use crate::fault::Fault;
 use crate::process::CpuOptions;
 use crate::trace::TraceFile;
 use crate::vitals::Vitals;
@@ -45,7 +46,8 @@ pub(crate) fn load(
         max_positions: limits.max_sequence_tokens as usize,
     };
     let mut backend = CpuBackend::new(cpu.config(), backend_limits)?;
-    let collective = meet(options, rendezvous, vitals)?;
+    let fault = Fault::from_environment(options.shard, options.limits.epoch);
+    let collective = fault.wrap(meet(options, rendezvous, vitals)?);
     let total_bytes = checkpoint.shard_bytes(options.shard);
     progress(LoadProgress { loaded_bytes: 0, total_bytes });
     let work = vitals.progress();
@@ -77,7 +79,8 @@ pub(crate) fn load(
         instruction_set: backend.instruction_set(),
     };
     let memory_bytes = backend.memory_bytes();
-    let mut executor = Executor::new(backend, model, limits).with_vitals(work, vitals.step());
+    let mut executor =
+        Executor::new(backend, model, limits).with_vitals(work, vitals.step()).with_fault(fault);
     if let Some(path) = trace {
         let file = TraceFile::open(path).with_context(|| path.display().to_string())?;
         executor = executor.with_trace(file);
@@ -119,7 +122,8 @@ fn check_memory(
     let tokens = u64::from(limits.num_blocks) * BLOCK_TOKENS as u64;
     let elements = checkpoint.kv_elements_per_token(shard) as u64;
     let cache = tokens * elements * dtype.kv_element_bytes() as u64 * ranks;
-    let weights = checkpoint.shard_bytes(shard) * ranks;
+    let packed = checkpoint.packed_shard_bytes(shard, &|kind| dtype.packed_bits(kind));
+    let weights = packed.saturating_mul(ranks);
     let available = available_memory().unwrap_or(u64::MAX);
     anyhow::ensure!(
         cache.saturating_add(weights) <= available,

@@ -28,8 +28,9 @@ use activations::{MAX_GROUP, bf16_blocks, group_len};
 
 /// Rows whose activations stay in the cache while a thread goes through its tiles.
 const PANEL: usize = 64;
-/// Tiles of a panel between two signs of progress: milliseconds at the slowest, and enough not to be felt.
-const TILES_PER_SIGN: usize = 16;
+/// Multiplications of a panel between two signs of progress: milliseconds at the slowest, and enough not
+/// to be felt.
+const WORK_PER_SIGN: usize = 1 << 23;
 /// Segments of an inner sum at most.
 const MAX_SEGMENTS: usize = 8;
 
@@ -91,14 +92,15 @@ pub(crate) fn linear(
     let threads = pool.threads();
     let buffers = &*buffers;
     let progress = pool.progress();
+    let tiles_per_sign = (WORK_PER_SIGN / (PANEL * TILE * weight.columns)).max(1);
     pool.run(weight.tiles(), quarter_share(weight.tiles(), threads), &|_, tiles| {
         let unit = configured_unit(isa);
         for first_row in (0..rows).step_by(PANEL) {
             let rows = first_row..rows.min(first_row + PANEL);
             let panel = Panel { isa, unit: &unit, weight, bias, input, buffers, rows, out };
             // A range of a wide layer and many rows may take seconds.
-            for first in tiles.clone().step_by(TILES_PER_SIGN) {
-                panel.run(first..tiles.end.min(first + TILES_PER_SIGN));
+            for first in tiles.clone().step_by(tiles_per_sign) {
+                panel.run(first..tiles.end.min(first + tiles_per_sign));
                 if let Some(progress) = &progress {
                     progress.advance();
                 }

@@ -37,6 +37,7 @@ pub(super) fn spec(metadata: &Metadata) -> Result<DecoderSpec, ModelError> {
         head_dim,
         feed_forward: metadata.positive("gemma3.feed_forward_length")?,
         vocab_size: vocab_size(metadata, "gemma3.vocab_size")?,
+        tied_output: None,
         context_length: metadata.positive("gemma3.context_length")?,
         norm_eps: metadata.f32("gemma3.attention.layer_norm_rms_epsilon")?,
         rope_theta: metadata.find_f32("gemma3.rope.freq_base")?.unwrap_or(1_000_000.0),

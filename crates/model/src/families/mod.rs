@@ -19,6 +19,8 @@ pub(crate) struct DecoderSpec {
     pub(crate) head_dim: usize,
     pub(crate) feed_forward: usize,
     pub(crate) vocab_size: usize,
+    /// Whether the output layer is the embedding; `None` where the file shows it by having no output.
+    pub(crate) tied_output: Option<bool>,
     pub(crate) context_length: usize,
     pub(crate) norm_eps: f32,
     pub(crate) rope_theta: f32,
@@ -121,6 +123,7 @@ pub(crate) mod tests {
             head_dim: 64,
             feed_forward: 4864,
             vocab_size: 151_936,
+            tied_output: None,
             context_length: 32_768,
             norm_eps: 1e-6,
             rope_theta: 1e6,

@@ -31,6 +31,7 @@ pub(super) fn spec(metadata: &Metadata) -> Result<DecoderSpec, ModelError> {
         head_dim,
         feed_forward: metadata.positive("qwen2.feed_forward_length")?,
         vocab_size: vocab_size(metadata, "qwen2.vocab_size")?,
+        tied_output: None,
         context_length: metadata.positive("qwen2.context_length")?,
         norm_eps: metadata.f32("qwen2.attention.layer_norm_rms_epsilon")?,
         rope_theta: metadata.find_f32("qwen2.rope.freq_base")?.unwrap_or(10_000.0),

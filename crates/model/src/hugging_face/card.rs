@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use oarlock_types::{ModelCard, TokenId, TokenizerSource};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Config, read_json, read_text};
@@ -28,18 +29,31 @@ pub(crate) fn card(
     eos_token_ids.extend(ids("config.json", "eos_token_id", config.get("eos_token_id"))?);
     eos_token_ids.sort_unstable();
     eos_token_ids.dedup();
-    let bos = ids("config.json", "bos_token_id", config.get("bos_token_id"))?;
+    let tokenizer = read_text(folder, "tokenizer.json")?;
+    let template = tokenizer.as_deref().and_then(first_of_template);
+    let configured = ids("config.json", "bos_token_id", config.get("bos_token_id"))?;
+    let add_bos = match tokenizer_config.get("add_bos_token") {
+        Some(Value::Bool(wanted)) => *wanted,
+        // The configuration is silent; the tokenizer's own template says it.
+        _ => template.is_some(),
+    };
+    let bos_token_id = template.filter(|_| add_bos).or(configured.first().copied());
+    if add_bos && bos_token_id.is_none() {
+        let reason =
+            "true, but neither config.json's bos_token_id nor tokenizer.json says which token";
+        return Err(ModelError::metadata("tokenizer_config.json: add_bos_token", reason));
+    }
     Ok(ModelCard {
         name: name.unwrap_or_else(|| architecture.clone()),
         architecture,
         vocab_size: spec.vocab_size as u32,
         context_length: spec.context_length as u32,
         num_parameters,
-        tokenizer: read_text(folder, "tokenizer.json")?.map(TokenizerSource::Json),
+        tokenizer: tokenizer.map(TokenizerSource::Json),
         chat_template: chat_template(folder, &tokenizer_config)?,
         eos_token_ids,
-        bos_token_id: bos.first().copied(),
-        add_bos: adds_bos(&tokenizer_config),
+        bos_token_id,
+        add_bos,
     })
 }
 
@@ -75,8 +89,22 @@ fn chat_template(folder: &Path, tokenizer_config: &Value) -> Result<Option<Strin
     })
 }
 
-/// Whether a plain prompt begins with the bos token. Where the configuration is silent, it does not:
-/// the tokenizers of both families then say so themselves.
-fn adds_bos(tokenizer_config: &Value) -> bool {
-    tokenizer_config.get("add_bos_token").and_then(Value::as_bool).unwrap_or(false)
+/// The part of a `tokenizer.json` that says what is put around a text.
+#[derive(Deserialize)]
+struct PostProcessed {
+    post_processor: Option<Value>,
+}
+
+/// The token that the tokenizer's template puts before a text, if it does.
+fn first_of_template(tokenizer: &str) -> Option<TokenId> {
+    let whole: PostProcessed = serde_json::from_str(tokenizer).ok()?;
+    let processor = whole.post_processor?;
+    let inner = processor.get("processors").and_then(Value::as_array);
+    let all = inner.map_or_else(|| vec![&processor], |inner| inner.iter().collect());
+    let is_template =
+        |one: &&&Value| one.get("type").and_then(Value::as_str) == Some("TemplateProcessing");
+    let template = all.iter().find(is_template)?;
+    let name = template.get("single")?.get(0)?.get("SpecialToken")?.get("id")?.as_str()?;
+    let id = template.get("special_tokens")?.get(name)?.get("ids")?.get(0)?.as_u64()?;
+    u32::try_from(id).ok().map(TokenId)
 }

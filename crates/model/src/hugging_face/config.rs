@@ -77,19 +77,46 @@ impl Config {
         Ok(())
     }
 
+    /// Heads that are rotated in part only.
+    fn refuse_partial(field: &str, factor: Option<&Value>) -> Result<(), ModelError> {
+        match factor {
+            Some(value) if value.as_f64() != Some(1.0) => {
+                let reason = format!("partial rotation, {value}, is not supported yet");
+                Err(Self::wrong(field, reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn vocab_size(&self) -> Result<usize, ModelError> {
         self.positive("vocab_size")
     }
 
-    /// The base of the angles. Scaled ones are refused.
+    /// The base of the angles. Scaled or partial ones are refused, and so is all that might mean them.
     fn rope_theta(&self) -> Result<f32, ModelError> {
+        Self::refuse_partial("partial_rotary_factor", self.get("partial_rotary_factor"))?;
         for field in ["rope_scaling", "rope_parameters"] {
             let Some(parameters) = self.get(field) else { continue };
-            let kind = parameters.get("rope_type").or_else(|| parameters.get("type"));
-            let kind = kind.and_then(Value::as_str).unwrap_or("default");
-            if kind != "default" {
-                let reason = format!("type {kind} is not supported yet; default is");
-                return Err(Self::wrong(field, reason));
+            let parameters = parameters
+                .as_object()
+                .ok_or_else(|| Self::wrong(field, format!("{parameters} is not an object")))?;
+            let set = || parameters.iter().filter(|(_, value)| !value.is_null());
+            for (name, value) in set().filter(|(name, _)| matches!(&name[..], "rope_type" | "type"))
+            {
+                if value != "default" {
+                    let reason = format!("{name} {value} is not supported yet; default is");
+                    return Err(Self::wrong(field, reason));
+                }
+            }
+            for (name, value) in set() {
+                match &name[..] {
+                    "rope_type" | "type" | "rope_theta" => {}
+                    "partial_rotary_factor" => Self::refuse_partial(field, Some(value))?,
+                    other => {
+                        let reason = format!("{other} is not supported yet");
+                        return Err(Self::wrong(field, reason));
+                    }
+                }
             }
         }
         let nested = self.get("rope_parameters").and_then(|value| value.get("rope_theta"));
@@ -123,8 +150,7 @@ pub(crate) fn spec(config: &Config) -> Result<DecoderSpec, ModelError> {
         let reason = "quantized folders are not supported yet; take a GGUF file of the model";
         return Err(Config::wrong("quantization_config", reason));
     }
-    let act = config.get("hidden_act").and_then(Value::as_str).unwrap_or("silu");
-    if act != "silu" {
+    if let Some(act) = config.get("hidden_act").filter(|act| *act != "silu") {
         return Err(Config::wrong("hidden_act", format!("{act} is not supported; silu is")));
     }
     let hidden = config.positive("hidden_size")?;
@@ -145,6 +171,8 @@ pub(crate) fn spec(config: &Config) -> Result<DecoderSpec, ModelError> {
         head_dim,
         feed_forward: config.positive("intermediate_size")?,
         vocab_size: config.vocab_size()?,
+        // Where the field is missing, both families mean that it is not.
+        tied_output: Some(config.flag("tie_word_embeddings")?),
         context_length: config.positive("max_position_embeddings")?,
         norm_eps: Config::positive_float("rms_norm_eps", config.get("rms_norm_eps"))?,
         rope_theta: config.rope_theta()?,

@@ -11,6 +11,7 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -22,23 +23,40 @@ pub(crate) use config::{Config, spec};
 pub(crate) use names::{to_file, to_own};
 pub(crate) use tensors::{Tensors, tensor_table, weight_files};
 
-/// Bytes of a JSON file at most: the largest tokenizers have some 35 MB.
-const MAX_JSON_BYTES: u64 = 256 << 20;
+/// The files of a folder beside its weights that decide what its answers are and where they end.
+pub(crate) const TEXT_FILES: [&str; 5] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+];
+
+/// Bytes of a text file at most; an index of weights with thousands of experts has some 10 MB.
+const MAX_TEXT_BYTES: u64 = 32 << 20;
+/// The largest tokenizers have some 35 MB.
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// A text file of the folder; `None` where there is none of that name.
 fn read_text(folder: &Path, name: &str) -> Result<Option<String>, ModelError> {
     let path = folder.join(name);
+    let limit = if name == "tokenizer.json" { MAX_TOKENIZER_BYTES } else { MAX_TEXT_BYTES };
     let io_error = |source| ModelError::Io { path: path.clone(), source };
+    let wrong = |reason| Err(ModelError::Format { path: path.clone(), reason });
     match std::fs::metadata(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io_error(error)),
-        Ok(info) if info.len() > MAX_JSON_BYTES => {
-            let reason = format!("{} bytes are more than {MAX_JSON_BYTES}", info.len());
-            return Err(ModelError::Format { path, reason });
-        }
+        // What is opened could block, or have no end.
+        Ok(info) if !info.is_file() => return wrong("it is not a regular file".to_owned()),
         Ok(_) => {}
     }
-    std::fs::read_to_string(&path).map(Some).map_err(io_error)
+    let mut text = String::new();
+    let file = std::fs::File::open(&path).map_err(io_error)?;
+    file.take(limit + 1).read_to_string(&mut text).map_err(io_error)?;
+    if text.len() as u64 > limit {
+        return wrong(format!("it has more than {limit} bytes"));
+    }
+    Ok(Some(text))
 }
 
 /// A JSON object of the folder; `None` where there is no file of that name.

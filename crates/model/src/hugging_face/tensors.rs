@@ -1,10 +1,10 @@
 //! Where each tensor of a folder lies: which file, which bytes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use oarlock_backend::WeightKind;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde_json::Value;
 
 use super::{read_json, to_own};
@@ -28,13 +28,38 @@ const MAX_FILES: usize = 4096;
 /// Bytes before the header: its length.
 const LENGTH_BYTES: usize = 8;
 
-/// The safetensors files of a folder, in order of their names.
-pub(crate) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    const INDEX: &str = "model.safetensors.index.json";
+const INDEX: &str = "model.safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+
+/// The safetensors files of a folder, in order of their names, and which of them the folder's index says
+/// that a tensor is in.
+pub(crate) struct WeightFiles {
+    pub(crate) paths: Vec<PathBuf>,
+    /// Names in the file, each with the index of its file; empty where there is no index.
+    places: Vec<(String, usize)>,
+}
+
+impl WeightFiles {
+    /// Refuses tables of tensors that contradict the index.
+    pub(crate) fn check(&self, tensors: &Tensors) -> Result<(), ModelError> {
+        for (name, file) in &self.places {
+            let found = tensors.get(&to_own(name)).is_some_and(|tensor| tensor.file == *file);
+            if !found && !is_derived(name) {
+                let reason =
+                    format!("missing in {}, where {INDEX} has it", self.paths[*file].display());
+                return Err(ModelError::tensor(name.clone(), reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Finds a folder's files.
+pub(crate) fn weight_files(folder: &Path) -> Result<WeightFiles, ModelError> {
+    let path = folder.join(SINGLE);
     let Some(index) = read_json(folder, INDEX)? else {
-        let path = folder.join("model.safetensors");
         if path.is_file() {
-            return Ok(vec![path]);
+            return Ok(WeightFiles { paths: vec![path], places: Vec::new() });
         }
         let reason = "it has neither model.safetensors nor model.safetensors.index.json; --model takes a \
                       GGUF file or a folder with config.json and safetensors files";
@@ -43,16 +68,29 @@ pub(crate) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let wrong = |reason: String| ModelError::Format { path: folder.join(INDEX), reason };
     let map = index.get("weight_map").and_then(Value::as_object);
     let map = map.ok_or_else(|| wrong("weight_map: not an object".to_owned()))?;
-    let mut names = BTreeSet::new();
+    let mut files: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
     for (tensor, file) in map {
         let file = file.as_str().filter(|name| is_plain(name));
         let file = file.ok_or_else(|| wrong(format!("weight_map.{tensor}: not a file's name")))?;
-        names.insert(file);
+        files.entry(file).or_default().push(tensor);
     }
-    if names.is_empty() || names.len() > MAX_FILES {
-        return Err(wrong(format!("{} files; 1 to {MAX_FILES} are possible", names.len())));
+    if files.is_empty() || files.len() > MAX_FILES {
+        return Err(wrong(format!("{} files; 1 to {MAX_FILES} are possible", files.len())));
     }
-    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+    if path.is_file() && !files.contains_key(SINGLE) {
+        // Nothing says which of the two is the model.
+        return Err(wrong(format!("it does not name {SINGLE}, which is there, too: remove one")));
+    }
+    let paths = files.keys().map(|name| folder.join(name)).collect();
+    let places = files.values().enumerate();
+    let places = places.flat_map(|(file, names)| names.iter().map(move |name| (*name, file)));
+    let places = places.map(|(name, file)| (name.clone(), file)).collect();
+    Ok(WeightFiles { paths, places })
+}
+
+/// What older conversions kept although it follows from the configuration.
+fn is_derived(name: &str) -> bool {
+    name.ends_with(".rotary_emb.inv_freq")
 }
 
 /// A name inside of the folder, without a path.
@@ -62,10 +100,18 @@ fn is_plain(name: &str) -> bool {
 
 /// Adds the tensors of a file, whose bytes these are.
 pub(crate) fn tensor_table(bytes: &[u8], file: usize, tensors: &mut Tensors) -> Result<(), String> {
-    let (header_len, metadata) = SafeTensors::read_metadata(bytes)
-        .map_err(|error| format!("its safetensors header is damaged: {error}"))?;
+    let (header_len, metadata) =
+        SafeTensors::read_metadata(bytes).map_err(|error| match error {
+            SafeTensorError::MetadataIncompleteBuffer => {
+                "it is truncated, or has bytes that belong to no tensor".to_owned()
+            }
+            error => format!("its safetensors header is damaged: {error}"),
+        })?;
     let data_start = LENGTH_BYTES + header_len;
     for (name, info) in metadata.tensors() {
+        if is_derived(&name) {
+            continue;
+        }
         let kind = match info.dtype {
             Dtype::F32 => WeightKind::F32,
             Dtype::F16 => WeightKind::F16,

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use oarlock_backend::{BackendLimits, OracleBackend};
+use oarlock_types::{Shard, TokenId};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -21,6 +23,11 @@ fn folder(changes: &Value) -> tempfile::TempDir {
     fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     fs::copy(source.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
     folder
+}
+
+fn map_of(index: &str) -> serde_json::Map<String, Value> {
+    let index: Value = serde_json::from_str(index).unwrap();
+    index["weight_map"].as_object().unwrap().clone()
 }
 
 fn refused(folder: &Path) -> String {
@@ -44,6 +51,16 @@ fn what_is_not_supported_is_named() {
         (json!({"num_key_value_heads": 3}), ["head_count_kv", "3 key heads"]),
         (json!({"head_dim": 24}), ["key_length", "multiple of 16"]),
         (json!({"mlp_bias": 1}), ["mlp_bias", "neither true nor false"]),
+        (json!({"rope_scaling": {"factor": 4.0}}), ["rope_scaling", "factor"]),
+        (json!({"rope_scaling": {"rope_type": null, "type": "yarn"}}), ["rope_scaling", "yarn"]),
+        (
+            json!({"rope_scaling": {"rope_type": "default", "type": "linear"}}),
+            ["linear", "default"],
+        ),
+        (json!({"rope_scaling": 4.0}), ["rope_scaling", "not an object"]),
+        (json!({"rope_parameters": {"full_attention": {}}}), ["rope_parameters", "full_attention"]),
+        (json!({"partial_rotary_factor": 0.5}), ["partial_rotary_factor", "0.5"]),
+        (json!({"hidden_act": 7}), ["hidden_act", "7"]),
     ] {
         let error = refused(folder(&changes).path());
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
@@ -58,7 +75,7 @@ fn files_that_are_missing_or_damaged_are_named() {
     let weights = fs::read(path("model.safetensors")).unwrap();
     fs::write(path("model.safetensors"), &weights[..weights.len() - 1]).unwrap();
     let error = refused(whole.path());
-    assert!(error.contains("model.safetensors") && error.contains("header"), "{error}");
+    assert!(error.contains("model.safetensors") && error.contains("truncated"), "{error}");
     fs::write(path("model.safetensors"), b"").unwrap();
     assert!(refused(whole.path()).contains("empty"));
     fs::remove_file(path("model.safetensors")).unwrap();
@@ -75,6 +92,108 @@ fn files_that_are_missing_or_damaged_are_named() {
     assert!(refused(whole.path()).contains("config.json"));
     fs::remove_file(path("config.json")).unwrap();
     assert!(refused(whole.path()).contains("no config.json"));
+}
+
+/// A folder of the tiny Qwen2 with its tensors changed.
+fn with_tensors(
+    changes: &Value,
+    change: impl Fn(&str) -> Option<String>,
+    extra: &[(&str, &str)],
+) -> tempfile::TempDir {
+    let folder = folder(changes);
+    let path = folder.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let copies = extra.iter().map(|(name, of)| ((*name).to_owned(), all.tensor(of).unwrap()));
+    let kept = all.tensors().into_iter().filter_map(|(name, data)| Some((change(&name)?, data)));
+    let tensors: Vec<_> = kept.chain(copies).collect();
+    fs::write(path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+    folder
+}
+
+fn load(folder: &Path) -> Result<(), String> {
+    let limits = BackendLimits { max_tokens: 4, max_gathered: 4, max_chunks: 1, max_positions: 32 };
+    let mut backend = OracleBackend::new(limits);
+    let checkpoint = Checkpoint::open(folder).map_err(|error| error.to_string())?;
+    let alone = Box::new(oarlock_collective::Alone);
+    let loaded = crate::load(&checkpoint, &mut backend, alone, 2, &mut |_| ());
+    loaded.map(drop).map_err(|error| error.to_string())
+}
+
+/// The output layer is the embedding where the configuration says so, and nowhere else.
+#[test]
+fn a_missing_output_layer_is_not_replaced() {
+    const HEAD: &str = "lm_head.weight";
+    const EMBEDDING: &str = "model.embed_tokens.weight";
+    let same = |name: &str| Some(name.to_owned());
+    let without = |name: &str| (name != HEAD).then(|| name.to_owned());
+    let (tied, untied) =
+        (json!({"tie_word_embeddings": true}), json!({"tie_word_embeddings": false}));
+    load(with_tensors(&tied, without, &[]).path()).unwrap();
+    load(with_tensors(&tied, without, &[(HEAD, EMBEDDING)]).path()).unwrap();
+    load(with_tensors(&untied, without, &[(HEAD, EMBEDDING)]).path()).unwrap();
+    for silent in [untied, json!({"tie_word_embeddings": null})] {
+        let error = load(with_tensors(&silent, without, &[]).path()).unwrap_err();
+        assert!(error.contains(HEAD) && error.contains("missing"), "{error}");
+    }
+    let odd = [("model.layers.0.self_attn.rotary_emb.inv_freq", "model.norm.weight")];
+    load(with_tensors(&json!({}), same, &odd).path()).unwrap();
+    let strange = load(with_tensors(&json!({}), same, &[("visual.patch", EMBEDDING)]).path());
+    assert!(strange.unwrap_err().contains("visual.patch"));
+    // Layers of another naming are missing, whatever the number of ranks.
+    let renamed = with_tensors(&json!({}), |name| Some(name.replace("o_proj", "dense")), &[]);
+    let checkpoint = Checkpoint::open(renamed.path()).unwrap();
+    let error = checkpoint.check_shard(Shard { rank: 0, ranks: 2 }).unwrap_err().to_string();
+    assert!(error.contains("self_attn.o_proj") && error.contains("missing"), "{error}");
+}
+
+/// A plain prompt begins with the bos token where the tokenizer's configuration or its template says so.
+#[test]
+fn the_first_token_is_what_the_tokenizer_says() {
+    let special =
+        |name: &str, id: u32| json!({ (name): {"id": name, "ids": [id], "tokens": [name]} });
+    let template = json!({
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [], "special_tokens": special("<s>", 7),
+    });
+    let sequence = json!({"type": "Sequence", "processors": [{"type": "ByteLevel"}, template]});
+    let trailing = json!({"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}]});
+    let bos = |processor: &Value, config: &Value, id: &Value| {
+        let folder = folder(&json!({ "bos_token_id": id }));
+        let tokenizer = json!({ "post_processor": processor });
+        fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        let card = Checkpoint::open(folder.path()).unwrap().card();
+        card.map(|card| card.bos_token_id.filter(|_| card.add_bos)).map_err(|e| e.to_string())
+    };
+    let (silent, yes, no) =
+        (json!({}), json!({"add_bos_token": true}), json!({"add_bos_token": false}));
+    let seven = Ok(Some(TokenId(7)));
+    assert_eq!(bos(&template, &silent, &json!(7)), seven);
+    assert_eq!(bos(&sequence, &silent, &Value::Null), seven);
+    assert_eq!(bos(&trailing, &silent, &json!(7)), Ok(None));
+    assert_eq!(bos(&Value::Null, &silent, &json!(7)), Ok(None));
+    assert_eq!(bos(&Value::Null, &yes, &json!(7)), seven);
+    assert_eq!(bos(&template, &no, &json!(7)), Ok(None));
+    assert!(bos(&Value::Null, &yes, &Value::Null).unwrap_err().contains("add_bos_token"));
+}
+
+/// What decides answers is part of the hash.
+#[test]
+fn texts_count_in_the_hash() {
+    let whole = folder(&json!({}));
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let hash = || Checkpoint::open(whole.path()).unwrap().hash(&stop, &|| ()).unwrap();
+    let mut seen = vec![hash()];
+    for name in super::TEXT_FILES.iter().skip(1) {
+        fs::write(whole.path().join(name), "{}").unwrap();
+        seen.push(hash());
+    }
+    fs::write(whole.path().join("generation_config.json"), r#"{"eos_token_id": 3}"#).unwrap();
+    seen.push(hash());
+    let distinct: std::collections::BTreeSet<_> = seen.iter().collect();
+    assert_eq!(distinct.len(), seen.len());
 }
 
 /// Weights may lie in several files, and hash by all of them.
@@ -95,7 +214,21 @@ fn several_files_are_one_model() {
     }
     fs::remove_file(whole.path().join("model.safetensors")).unwrap();
     let index = json!({ "weight_map": map }).to_string();
-    fs::write(whole.path().join("model.safetensors.index.json"), index).unwrap();
+    fs::write(whole.path().join("model.safetensors.index.json"), &index).unwrap();
+    // A tensor that the index has must be where it says.
+    let mut wrong = map_of(&index);
+    wrong.insert("lm_head.bias".to_owned(), json!("a.safetensors"));
+    let write = |map| {
+        let text = json!({ "weight_map": map }).to_string();
+        fs::write(whole.path().join("model.safetensors.index.json"), text).unwrap();
+    };
+    write(wrong);
+    assert!(refused(whole.path()).contains("lm_head.bias"));
+    write(map_of(&index));
+    // Another model beside it leaves open which one is meant.
+    fs::write(whole.path().join("model.safetensors"), &bytes).unwrap();
+    assert!(refused(whole.path()).contains("remove one"));
+    fs::remove_file(whole.path().join("model.safetensors")).unwrap();
     let checkpoint = Checkpoint::open(whole.path()).unwrap();
     let original = Checkpoint::open(&oarlock_testkit::fixture("tiny/qwen2")).unwrap();
     for name in original.tensor_names() {
