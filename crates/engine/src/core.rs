@@ -9,17 +9,15 @@ use oarlock_types::{
     EngineDescription, EngineLimits, EngineState, Epoch, RequestId, StepResult, WorkerDescription,
 };
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{error, info, warn};
 
 use crate::EngineOptions;
-use crate::deaths::{Deaths, Verdict};
+use crate::deaths::{Death, Deaths, Verdict};
 use crate::group::{Group, start_group};
 use crate::handle::{Command, Shared};
 use crate::running::Running;
 
-/// Longest wait between two starts.
-const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// How often deadlines are looked at while no step does it.
 const DEADLINE_POLL: Duration = Duration::from_millis(100);
 /// Most likely tokens that a request may ask logprobs for.
@@ -83,9 +81,9 @@ impl Core {
                     group.end("drained".to_owned()).await;
                     return;
                 }
-                Ended::Lost(reason) => group.end(reason).await,
+                Ended::Lost(reason) => reason,
             };
-            match self.restart(&mut running, reason).await {
+            match self.restart(&mut running, group, reason).await {
                 Some(next) => group = next,
                 None => return,
             }
@@ -209,34 +207,34 @@ impl Core {
 
     fn commit(&mut self, running: &mut Running, result: &StepResult) -> Result<(), String> {
         running.commit(result, self.shared.now())?;
-        self.deaths.committed();
+        self.deaths.committed(running.scheduler.is_suspicious());
         Ok(())
     }
 
-    /// Starts a new group after a loss, and meanwhile goes on taking and cancelling requests.
+    /// Replaces a group that is lost, and meanwhile goes on taking and cancelling requests.
     /// `None`: everything is drained, or the engine gave up.
-    async fn restart(&mut self, running: &mut Running, mut reason: String) -> Option<Group> {
+    async fn restart(
+        &mut self,
+        running: &mut Running,
+        lost: Group,
+        reason: String,
+    ) -> Option<Group> {
+        let verdict = self.judge(running);
+        self.begin_epoch(running, &reason);
+        if let Verdict::Fail(request) = verdict {
+            running.fail(request);
+        }
+        // Its memory and its devices are the next one's.
+        let mut reason = self.serve_while(running, lost.end(reason)).await?;
+        let deaths_in_a_row = self.deaths.in_a_row();
+        warn!(deaths_in_a_row, ?verdict, "workers lost: {reason}; starting others");
+        if verdict == Verdict::GiveUp {
+            return self.give_up(running, reason);
+        }
         loop {
-            self.epoch.0 += 1;
-            let verdict = self.deaths.died(running.scheduler.suspect_in_flight());
-            if verdict == Verdict::Isolate {
-                running.scheduler.isolate_in_flight();
-            }
-            running.reset(self.epoch, self.shared.now());
-            let deaths_in_a_row = self.deaths.in_a_row();
-            warn!(deaths_in_a_row, ?verdict, "workers lost: {reason}; starting others");
-            self.shared.status.send_modify(|status| {
-                status.state = EngineState::Restarting { reason: reason.clone() };
-                status.stats.worker_restarts += 1;
-                status.worker_pids.clear();
-            });
-            match verdict {
-                Verdict::Fail(request) => running.fail(request),
-                Verdict::GiveUp => return self.give_up(running, reason),
-                Verdict::GoOn | Verdict::Isolate => {}
-            }
+            self.set_state(EngineState::Restarting { reason: reason.clone() });
             let start = start_group(Arc::clone(&self.options), self.epoch, self.shared.clone());
-            let backoff = self.backoff();
+            let backoff = self.deaths.backoff();
             let start = async move {
                 sleep(backoff).await;
                 start.await
@@ -248,17 +246,40 @@ impl Core {
                         "the weight file or the program changed while serving; restart the server";
                     return self.give_up(running, reason.to_owned());
                 }
-                Ok((group, _)) => return Some(group),
+                Ok((group, _)) => {
+                    self.deaths.started();
+                    return Some(group);
+                }
             }
+            if !self.deaths.start_failed(Instant::now()) {
+                return self.give_up(running, reason);
+            }
+            warn!("workers could not be started: {reason}; trying again");
+            self.begin_epoch(running, &reason);
         }
     }
 
-    /// None after the first death: a client should see a short pause.
-    fn backoff(&self) -> Duration {
-        match self.deaths.in_a_row() {
-            0 | 1 => Duration::ZERO,
-            deaths => MAX_BACKOFF.min(Duration::from_millis(25 << deaths.min(10))),
+    /// What the death of the group says about the requests that it computed.
+    fn judge(&mut self, running: &mut Running) -> Verdict {
+        let alone = running.scheduler.suspect_in_flight();
+        let is_repeated = running.scheduler.mark_in_flight();
+        let culprit = alone.or_else(|| running.scheduler.worn_out());
+        let verdict = self.deaths.died(Death { culprit, is_repeated }, Instant::now());
+        if verdict == Verdict::Isolate {
+            running.scheduler.isolate_repeated();
         }
+        verdict
+    }
+
+    /// What ran waits for another group; nobody takes this engine for ready any more.
+    fn begin_epoch(&mut self, running: &mut Running, reason: &str) {
+        self.epoch.0 += 1;
+        running.reset(self.epoch, self.shared.now());
+        self.shared.status.send_modify(|status| {
+            status.state = EngineState::Restarting { reason: reason.to_owned() };
+            status.stats.worker_restarts += 1;
+            status.worker_pids.clear();
+        });
     }
 
     /// Takes and cancels requests until `start` is done. `None`: everything is drained before that.

@@ -1,11 +1,12 @@
 //! A group of worker processes, one per rank: start, load, watch, end.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::future::{join_all, try_join_all};
-use futures::stream::{BoxStream, SelectAll, StreamExt as _};
+use futures::future::join_all;
+use futures::stream::{BoxStream, FuturesUnordered, SelectAll, StreamExt as _};
 use oarlock_rpc::{PlanSender, WorkerError};
 use oarlock_types::{
     Epoch, Heartbeat, LoadOptions, LoadProgress, Shard, StepId, StepPlan, StepResult,
@@ -20,6 +21,9 @@ use crate::link::Links;
 use crate::liveness::{Liveness, PATIENCE, Stuck};
 use crate::rank::RankProcess;
 
+/// Ticks and heartbeats in the time within which a stuck rank must be found. More than [`PATIENCE`], since
+/// the last heartbeat, the tick that counts it and the message about it take their own.
+const TICKS: u32 = 24;
 /// Loading may wait for a slow disk: ticks of a group that loads may be so many seconds in all.
 const LOADING_STALL: Duration = Duration::from_mins(2);
 /// How long the process of a lost rank may take to end by itself, for the reason to be told.
@@ -76,12 +80,57 @@ impl Group {
         })?;
         let num_ranks = options.tensor_parallel as usize;
         let start = |rank| RankProcess::start(options, rank, folder.path());
-        let mut ranks = try_join_all((0..num_ranks).map(start)).await?;
-        let choice = Links::choose(options.collective, &mut ranks, epoch);
+        let started = join_all((0..num_ranks).map(start)).await;
+        let mut ranks = Vec::new();
+        let mut failure = None;
+        for one in started {
+            match one {
+                Ok(rank) => ranks.push(rank),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        let started = match failure {
+            Some(error) => Err(error),
+            None => Self::connect(options, epoch, shared, &mut ranks).await,
+        };
+        match started {
+            Ok(Started { plans, signals, ticks, description }) => {
+                let group = Self {
+                    liveness: Liveness::new(num_ranks, PATIENCE),
+                    answered: vec![0; num_ranks],
+                    ranks,
+                    plans,
+                    signals,
+                    ticks,
+                    stall: options.stall,
+                    sent: 0,
+                    results: VecDeque::new(),
+                    returned: 0,
+                    _folder: folder,
+                };
+                Ok((group, description))
+            }
+            Err(error) => {
+                // The next try would find their memory taken.
+                end_all(&mut ranks).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Has the processes meet and load, and opens their streams.
+    async fn connect(
+        options: &EngineOptions,
+        epoch: Epoch,
+        shared: &Shared,
+        ranks: &mut [RankProcess],
+    ) -> Result<Started, WorkerError> {
+        let num_ranks = ranks.len();
+        let choice = Links::choose(options.collective, ranks, epoch);
         let links = in_time(options.stall, choice).await?;
-        let tick = options.stall / PATIENCE;
+        let tick = options.stall / TICKS;
         let mut beats = Signals::new();
-        for rank in &mut ranks {
+        for rank in ranks.iter_mut() {
             let number = rank.rank;
             let stream = in_time(options.stall, rank.client.watch(tick)).await?;
             let stream = stream.map(move |beat| (number, Signal::Beat(beat)));
@@ -89,23 +138,24 @@ impl Group {
         }
         let mut ticks = interval(tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let loaded = load_all(options, epoch, &mut ranks, links, shared);
+        let loaded: Vec<_> = (0..num_ranks).map(|_| AtomicBool::new(false)).collect();
+        let load = load_all(options, epoch, ranks, links, (shared, &loaded));
         let still_limit = (LOADING_STALL.as_millis() / tick.as_millis().max(1)) as u32;
         let loading = Liveness::new(num_ranks, still_limit.max(PATIENCE));
         let outcome = tokio::select! {
-            outcome = loaded => outcome,
-            reason = watch_loading(&mut beats, &mut ticks, loading, options.stall) => {
+            outcome = load => outcome,
+            reason = watch_loading(&mut beats, &mut ticks, (loading, &loaded), options.stall) => {
                 Err(WorkerError::Lost(reason))
             }
         };
         let description = match outcome {
             Err(WorkerError::Lost(reason)) => {
-                return Err(WorkerError::Lost(epitaph(&mut ranks, reason).await));
+                return Err(WorkerError::Lost(epitaph(ranks, reason).await));
             }
             other => other?,
         };
         let mut plans = Vec::new();
-        for rank in &mut ranks {
+        for rank in ranks {
             let number = rank.rank;
             let (sender, results) = in_time(options.stall, rank.client.execute()).await?;
             plans.push(sender);
@@ -114,20 +164,7 @@ impl Group {
                 results.map(move |result| (number, Signal::Result(result))).chain(end).boxed(),
             );
         }
-        let group = Self {
-            liveness: Liveness::new(num_ranks, PATIENCE),
-            answered: vec![0; num_ranks],
-            ranks,
-            plans,
-            signals: beats,
-            ticks,
-            stall: options.stall,
-            sent: 0,
-            results: VecDeque::new(),
-            returned: 0,
-            _folder: folder,
-        };
-        Ok((group, description))
+        Ok(Started { plans, signals: beats, ticks, description })
     }
 
     /// The workers' process ids by rank, while they run.
@@ -160,7 +197,7 @@ impl Group {
                 _ = self.ticks.tick() => {
                     let (sent, answered) = (self.sent, &self.answered);
                     if let Some(stuck) = self.liveness.tick(|rank| answered[rank] < sent) {
-                        return Err(describe(stuck, self.stall, self.stall));
+                        return Err(describe(stuck, patience(self.stall), patience(self.stall)));
                     }
                 }
             }
@@ -192,9 +229,22 @@ impl Group {
     /// Ends all workers and waits for their end. Returns how they ended, for the log.
     pub(crate) async fn end(mut self, reason: String) -> String {
         let reason = epitaph(&mut self.ranks, reason).await;
-        join_all(self.ranks.iter_mut().map(RankProcess::kill)).await;
+        end_all(&mut self.ranks).await;
         reason
     }
+}
+
+/// What a group has once all of its ranks have loaded.
+struct Started {
+    plans: Vec<PlanSender>,
+    signals: Signals,
+    ticks: Interval,
+    description: WorkerDescription,
+}
+
+/// Ends processes and waits for their end.
+async fn end_all(ranks: &mut [RankProcess]) {
+    join_all(ranks.iter_mut().map(RankProcess::kill)).await;
 }
 
 /// The answer to a question that takes a worker no time.
@@ -217,7 +267,7 @@ async fn load_all(
     epoch: Epoch,
     ranks: &mut [RankProcess],
     links: Links,
-    shared: &Shared,
+    (shared, loaded): (&Shared, &[AtomicBool]),
 ) -> Result<WorkerDescription, WorkerError> {
     let num_ranks = ranks.len();
     let Links { link, hosts, segment } = links;
@@ -249,14 +299,15 @@ async fn load_all(
             hash_weights: rank == 0 || hosts[rank] != hosts[0],
         };
         let report = &report;
-        async move { process.client.load(&load, |progress| report(rank, progress)).await }
+        async move {
+            let outcome = process.client.load(&load, |progress| report(rank, progress)).await;
+            loaded[rank].store(true, Ordering::Relaxed);
+            (rank, outcome)
+        }
     });
-    let mut outcomes = join_all(loads).await;
-    // What one rank says of itself is worth more than what others say of it.
-    if let Some(at) = outcomes.iter().position(|one| matches!(one, Err(WorkerError::Lost(_)))) {
-        return outcomes.swap_remove(at);
-    }
-    let descriptions: Vec<_> = outcomes.into_iter().collect::<Result<_, _>>()?;
+    let mut descriptions = first_failure(loads.collect()).await?;
+    descriptions.sort_by_key(|(rank, _)| *rank);
+    let descriptions: Vec<_> = descriptions.into_iter().map(|(_, one)| one).collect();
     let memory_bytes = descriptions.iter().map(|one| one.memory_bytes).sum();
     let first = &descriptions[0].fingerprint;
     for (rank, one) in descriptions.iter().enumerate() {
@@ -274,11 +325,39 @@ async fn load_all(
     Ok(WorkerDescription { memory_bytes, ..descriptions.into_iter().next().expect("a rank") })
 }
 
-/// Resolves when a rank is found stuck while the group loads.
+/// All outcomes, or the first failure: ranks that wait for the failed one fail later, with less to say.
+/// What is said of a rank by itself, in the moment after, is worth more than what others say of it.
+async fn first_failure<T>(
+    mut all: FuturesUnordered<impl Future<Output = (usize, Result<T, WorkerError>)>>,
+) -> Result<Vec<(usize, T)>, WorkerError> {
+    let mut good = Vec::new();
+    while let Some((rank, outcome)) = all.next().await {
+        let error = match outcome {
+            Ok(value) => {
+                good.push((rank, value));
+                continue;
+            }
+            Err(error @ WorkerError::Lost(_)) => return Err(error),
+            Err(error) => error,
+        };
+        let lost = async {
+            while let Some((_, outcome)) = all.next().await {
+                if let Err(error @ WorkerError::Lost(_)) = outcome {
+                    return Some(error);
+                }
+            }
+            None
+        };
+        return Err(timeout(EPITAPH, lost).await.ok().flatten().unwrap_or(error));
+    }
+    Ok(good)
+}
+
+/// Resolves when a rank is found stuck while the group loads; those that have loaded only wait.
 async fn watch_loading(
     beats: &mut Signals,
     ticks: &mut Interval,
-    mut liveness: Liveness,
+    (mut liveness, loaded): (Liveness, &[AtomicBool]),
     stall: Duration,
 ) -> String {
     loop {
@@ -290,20 +369,25 @@ async fn watch_loading(
                 _ => futures::future::pending().await,
             },
             _ = ticks.tick() => {
-                if let Some(stuck) = liveness.tick(|_| true) {
-                    return describe(stuck, stall, LOADING_STALL);
+                if let Some(stuck) = liveness.tick(|rank| !loaded[rank].load(Ordering::Relaxed)) {
+                    return describe(stuck, patience(stall), LOADING_STALL);
                 }
             }
         }
     }
 }
 
+/// How long a rank is waited for, so that it is found within `stall`.
+fn patience(stall: Duration) -> Duration {
+    stall * (PATIENCE + 1) / TICKS
+}
+
 fn describe(stuck: Stuck, silent: Duration, still: Duration) -> String {
     let (silent, still) = (silent.as_secs_f32(), still.as_secs_f32());
     match stuck {
-        Stuck::Silent { rank } => format!("rank {rank} gave no sign of life for {silent} s"),
-        Stuck::Still { rank } => format!("rank {rank} made no progress for {still} s"),
-        Stuck::All => format!("all ranks wait for each other since {still} s"),
+        Stuck::Silent { rank } => format!("rank {rank} gave no sign of life for {silent:.1} s"),
+        Stuck::Still { rank } => format!("rank {rank} made no progress for {still:.1} s"),
+        Stuck::All => format!("all ranks wait for each other since {still:.1} s"),
     }
 }
 

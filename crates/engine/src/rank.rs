@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use oarlock_rpc::{WorkerClient, WorkerError};
 use tokio::process::{Child, ChildStdin, Command};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::warn;
 
 use crate::EngineOptions;
 
 /// How long a fresh process may take until its socket is there.
 const SOCKET_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a killed process may take to give back what it has.
+const END_DEADLINE: Duration = Duration::from_secs(30);
 /// How often the engine looks for the socket.
 const SOCKET_POLL: Duration = Duration::from_millis(2);
 
@@ -52,10 +55,14 @@ impl RankProcess {
         self.child.try_wait().ok().flatten()
     }
 
-    /// Ends the process, also one that is stopped, and waits for its end.
+    /// Ends the process, also one that is stopped, and waits for its end; not for ever, since a process
+    /// that waits for a broken disk or device cannot be ended.
     pub(crate) async fn kill(&mut self) {
         // It may be gone already.
-        drop(self.child.kill().await);
+        if timeout(END_DEADLINE, self.child.kill()).await.is_err() {
+            let seconds = END_DEADLINE.as_secs();
+            warn!("{} was killed and has not ended within {seconds} s", self.name());
+        }
     }
 
     /// `rank 1 (process 123)`.

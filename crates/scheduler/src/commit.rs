@@ -60,6 +60,7 @@ impl Scheduler {
         // After the registration of blocks, so that those released by now go into the cache.
         self.pool.committed(record.step);
         self.counters.steps += 1;
+        self.pass_marks();
         self.spare.put_record(record);
     }
 

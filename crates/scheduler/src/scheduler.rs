@@ -10,7 +10,7 @@ use oarlock_types::{
 use crate::admission::Refused;
 use crate::drain::DrainRate;
 use crate::groups::Groups;
-use crate::isolation::Suspect;
+use crate::isolation::{Mark, Suspect};
 use crate::limits::Limits;
 use crate::promises::Promises;
 use crate::queue::Queue;
@@ -39,6 +39,8 @@ pub struct Scheduler {
     pub(crate) released_slots: Vec<SlotId>,
     pub(crate) in_flight: VecDeque<PlanRecord>,
     /// Requests that run one at a time, the one on trial first.
+    /// Requests that were computed when a group died.
+    pub(crate) marks: Vec<Mark>,
     pub(crate) suspects: VecDeque<Suspect>,
     pub(crate) spare: Spare,
     pub(crate) drain: DrainRate,
@@ -76,6 +78,7 @@ impl Scheduler {
             free_slots: Vec::with_capacity(max_seqs),
             released_slots: Vec::with_capacity(max_seqs),
             in_flight: VecDeque::with_capacity(limits.max_plans_in_flight as usize),
+            marks: Vec::new(),
             suspects: VecDeque::new(),
             spare: Spare::new(max_seqs),
             drain: DrainRate::default(),

@@ -14,7 +14,7 @@ use oarlock_types::{
 };
 use thiserror::Error;
 
-use crate::fault;
+use crate::fault::Fault;
 pub use crate::slots::PlanError;
 use crate::slots::Slots;
 use crate::trace::TraceFile;
@@ -34,6 +34,9 @@ pub enum ExecuteError {
 pub trait Execute: Send {
     /// Executes one plan; rank 0's result has one entry per chunk, those of other ranks have none.
     fn execute(&mut self, plan: &StepPlan) -> Result<StepResult, ExecuteError>;
+
+    /// The result of a step was handed on.
+    fn handed_on(&mut self, step: StepId);
 }
 
 /// A model on a backend, and the state of all slots.
@@ -51,7 +54,7 @@ pub struct Executor<B: Backend> {
     progress: Progress,
     current_step: Arc<AtomicU64>,
     trace: Option<TraceFile>,
-    fatal_token: Option<TokenId>,
+    fault: Fault,
 }
 
 impl<B: Backend> Executor<B> {
@@ -60,6 +63,7 @@ impl<B: Backend> Executor<B> {
     pub fn new(backend: B, model: Decoder<B>, limits: WorkerLimits) -> Self {
         let max_blocks = (limits.max_sequence_tokens as usize).div_ceil(BLOCK_TOKENS);
         Self {
+            fault: Fault::default(),
             backend,
             model,
             slots: Slots::new(limits.num_slots as usize, max_blocks, limits.num_blocks),
@@ -72,7 +76,6 @@ impl<B: Backend> Executor<B> {
             progress: Progress::default(),
             current_step: Arc::default(),
             trace: None,
-            fatal_token: fault::fatal_token(),
         }
     }
 
@@ -81,6 +84,12 @@ impl<B: Backend> Executor<B> {
     pub fn with_trace(mut self, trace: TraceFile) -> Self {
         self.model.set_tracer(Box::new(trace.clone()));
         Self { trace: Some(trace), ..self }
+    }
+
+    /// Ends the process when a test wants that.
+    #[must_use]
+    pub(crate) fn with_fault(self, fault: Fault) -> Self {
+        Self { fault, ..self }
     }
 
     /// Tells others that it works, and at which step.
@@ -153,9 +162,7 @@ impl<B: Backend> Executor<B> {
                 logit_rows.push(LogitRow { row: row(position - 1), kind });
             }
         }
-        if self.fatal_token.is_some_and(|token| self.tokens.contains(&token)) {
-            fault::die();
-        }
+        self.fault.at_tokens(&self.tokens);
         let mut outcome = Ok(());
         self.row_results.clear();
         if !self.tokens.is_empty() {
@@ -225,6 +232,7 @@ impl<B: Backend> Execute for Executor<B> {
         let begin = Instant::now();
         self.current_step.store(plan.step.0, Ordering::Relaxed);
         self.progress.advance();
+        self.fault.before(plan);
         self.apply(plan)?;
         self.run(plan)?;
         let mut slots = self.collect(plan)?;
@@ -234,6 +242,10 @@ impl<B: Backend> Execute for Executor<B> {
         }
         self.progress.advance();
         Ok(StepResult { step: plan.step, slots, elapsed_us: begin.elapsed().as_micros() as u64 })
+    }
+
+    fn handed_on(&mut self, step: StepId) {
+        self.fault.after(step);
     }
 }
 

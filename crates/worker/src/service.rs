@@ -143,9 +143,13 @@ fn execute_plans(
                 .map_err(|_| WorkerError::Failed("a step panicked; see the log".to_owned()))?;
             executed.map_err(|error| WorkerError::Failed(error.to_string()))
         });
-        let failed = result.is_err();
-        if outbox.blocking_send(result).is_err() || failed {
+        let step = result.as_ref().ok().map(|result| result.step);
+        if outbox.blocking_send(result).is_err() {
             return;
+        }
+        match step {
+            Some(step) => executor.handed_on(step),
+            None => return,
         }
     }
 }

@@ -35,7 +35,7 @@ enum How {
     Alone,
     /// A second time, so that prompts come from the cache.
     Warm,
-    /// All six at once with 26 others.
+    /// All six at once with 26 others, which are there before the first step.
     Crowd,
     /// Each loses its blocks twice to a request of a higher class.
     Preempted,
@@ -58,7 +58,7 @@ const CELLS: [Cell; 7] = [
     ),
     ("chunks of 64", &["--chunk-tokens=64"], &[How::Alone]),
     ("a rank is killed", &[WHOLE], &[How::Killed]),
-    ("two ranks", &["--tensor-parallel=2"], &[How::Alone, How::Warm, How::Crowd, How::Killed]),
+    ("two ranks", &["--tensor-parallel=2"], &[How::Crowd, How::Warm, How::Alone, How::Killed]),
     (
         "two ranks of two threads, one plan in flight",
         &["--tensor-parallel=2", "--threads=4", "--max-plans-in-flight=1"],
@@ -72,7 +72,7 @@ const TCP: &str = "two ranks over TCP, chunks of 64";
 
 /// Cells of models that can be cut into four.
 const FOUR: [Cell; 2] = [
-    ("four ranks", &["--tensor-parallel=4"], &[How::Alone, How::Crowd, How::Killed]),
+    ("four ranks", &["--tensor-parallel=4"], &[How::Crowd, How::Alone, How::Killed]),
     (
         "four ranks over TCP, chunks of 7",
         &["--tensor-parallel=4", "--collective=tcp", "--chunk-tokens=7"],
@@ -135,9 +135,12 @@ impl Subject<'_> {
         self.compare("warm", &[WHOLE], How::Warm, &expected, &self.ask(&server, How::Warm));
         drop(server);
         let small_cache = format!("--kv-cache-tokens={}", self.small_cache);
-        let small = [WHOLE, &small_cache];
-        let preempted: Cell = ("preempted twice", &[], &[How::Preempted]);
-        for (name, arguments, hows) in cells.iter().chain([&preempted]) {
+        let preempted: [Cell; 2] = [
+            ("preempted twice", &[], &[How::Preempted]),
+            ("two ranks, preempted twice", &["--tensor-parallel=2"], &[How::Preempted]),
+        ];
+        for (name, arguments, hows) in cells.iter().chain(&preempted) {
+            let small = [&[WHOLE, &small_cache], *arguments].concat();
             let arguments = if hows == &[How::Preempted] { &small[..] } else { arguments };
             let server = self.serve(arguments);
             for how in *hows {
@@ -202,17 +205,7 @@ impl Subject<'_> {
                 };
                 requests.iter().map(warm).collect()
             }
-            How::Crowd => thread::scope(|scope| {
-                for other in 0..26 {
-                    let prompt = self.prompt(3 + other * 7 % 20, 1000 + other as u64);
-                    let request = request_of(&prompt, 2 + other as u32 % 6);
-                    scope.spawn(move || post(&request));
-                }
-                let ours: Vec<_> =
-                    requests.iter().map(|request| scope.spawn(move || post(request))).collect();
-                let answers = ours.into_iter().map(|asking| asking.join().unwrap());
-                answers.map(|body| Answer::of(&body["choices"][0])).collect()
-            }),
+            How::Crowd => self.crowd(server, &requests),
             How::Preempted => requests.iter().map(|r| self.preempted(server, r)).collect(),
             How::Killed => {
                 let killed = requests.iter().enumerate();
@@ -221,21 +214,41 @@ impl Subject<'_> {
         }
     }
 
+    /// All requests and others at once: the workers stand still until the last one is there.
+    fn crowd(&self, server: &Server, requests: &[Value]) -> Vec<Answer> {
+        const OTHERS: usize = 26;
+        let post = |request: &Value| server.post("/v1/completions", request).ok_json();
+        let before = server.metric("oarlock_request_success_total");
+        signal_all(server, Signal::STOP);
+        let bodies: Vec<Value> = thread::scope(|scope| {
+            for other in 0..OTHERS {
+                let prompt = self.prompt(3 + other * 7 % 20, 1000 + other as u64);
+                let request = request_of(&prompt, self.max_tokens);
+                scope.spawn(move || post(&request));
+            }
+            let ours: Vec<_> =
+                requests.iter().map(|request| scope.spawn(move || post(request))).collect();
+            let all = (OTHERS + requests.len()) as f64;
+            wait_until("all are there", Duration::from_secs(5), || {
+                let count = |state| server.metric(&format!("oarlock_num_requests_{state}"));
+                count("running") + count("waiting") >= all
+            });
+            assert_eq!(server.metric("oarlock_request_success_total"), before, "nobody was early");
+            signal_all(server, Signal::CONT);
+            ours.into_iter().map(|asking| asking.join().unwrap()).collect()
+        });
+        bodies.iter().map(|body| Answer::of(&body["choices"][0])).collect()
+    }
+
     /// Twice takes all blocks away from a request that runs.
     fn preempted(&self, server: &Server, request: &Value) -> Answer {
         let before = server.metric("oarlock_num_preemptions_total");
-        let workers = server.worker_pids();
-        let signal = |signal| {
-            for pid in &workers {
-                send_signal(*pid, signal);
-            }
-        };
         let mut stream = Stream::start(server, request);
         stream.next();
         for round in 0..2 {
             // While the workers stand still the answer cannot end before the other request is there. In
             // the second round this one has begun again, since there is nothing else to do.
-            signal(Signal::STOP);
+            signal_all(server, Signal::STOP);
             let prompt = self.prompt(self.small_cache - 15, 2000 + round);
             let mut intruder = request_of(&prompt, 1);
             intruder["priority"] = json!(-4);
@@ -244,7 +257,7 @@ impl Subject<'_> {
                 wait_until("the intruder waits", Duration::from_secs(5), || {
                     server.metric("oarlock_num_requests_waiting") > 0.0
                 });
-                signal(Signal::CONT);
+                signal_all(server, Signal::CONT);
                 intruding.join().unwrap();
             });
         }
@@ -262,19 +275,27 @@ fn request_of(prompt: &[u64], max_tokens: u32) -> Value {
     })
 }
 
+/// To every worker.
+fn signal_all(server: &Server, signal: Signal) {
+    for pid in server.worker_pids() {
+        send_signal(pid, signal);
+    }
+}
+
 /// Kills a rank in the middle of a request.
 fn killed(server: &Server, request: &Value, index: usize) -> Answer {
-    let before = server.metric("oarlock_worker_restarts_total");
+    let restarts = || server.metric("oarlock_worker_restarts_total");
+    let generated = || server.metric("oarlock_generation_tokens_total");
+    let (restarts_before, generated_before) = (restarts(), generated());
     let workers = server.worker_pids();
     let mut stream = Stream::start(server, request);
     stream.next();
-    for pid in &workers {
-        send_signal(*pid, Signal::STOP);
-    }
+    signal_all(server, Signal::STOP);
+    let so_far = generated() - generated_before;
+    assert!(so_far < request["max_tokens"].as_f64().unwrap(), "the answer had ended: {so_far}");
     send_signal(workers[index % workers.len()], Signal::KILL);
     let answer = stream.finish();
-    let restarts = server.metric("oarlock_worker_restarts_total") - before;
-    assert_eq!(restarts, 1.0, "one death is one restart");
+    assert_eq!(restarts() - restarts_before, 1.0, "one death is one restart");
     answer
 }
 

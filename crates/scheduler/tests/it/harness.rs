@@ -153,13 +153,14 @@ impl Harness {
         self.settle();
     }
 
-    /// The group dies, for the second time in a row or more: what was in flight is suspected, or whoever was
-    /// on trial is the one.
-    pub(crate) fn die_again(&mut self) -> Option<RequestId> {
-        let culprit = self.scheduler.suspect_in_flight();
-        if culprit.is_none() {
-            self.scheduler.isolate_in_flight();
+    /// The group dies of what was in flight: what dies again is suspected, and whoever was on trial is the
+    /// one, or who died too often.
+    pub(crate) fn die(&mut self) -> Option<RequestId> {
+        let alone = self.scheduler.suspect_in_flight();
+        if self.scheduler.mark_in_flight() && alone.is_none() {
+            self.scheduler.isolate_repeated();
         }
+        let culprit = alone.or_else(|| self.scheduler.worn_out());
         self.reset();
         if let Some(id) = culprit {
             self.scheduler.fail(id, SlotError::KillsWorkers, &mut self.events);

@@ -30,7 +30,6 @@ fn kills(plan: &StepPlan, slots: &[Option<RequestId>], poisons: &[Poison]) -> bo
 /// Runs everything to its end with a group that dies of every poison; returns the deaths.
 fn run(harness: &mut Harness, poisons: &[Poison]) -> u32 {
     let mut deaths = 0;
-    let mut in_a_row = 0;
     let mut slots: Vec<Option<RequestId>> = vec![None; 64];
     let mut rounds = 0;
     while harness.scheduler.has_work() {
@@ -48,12 +47,7 @@ fn run(harness: &mut Harness, poisons: &[Poison]) -> u32 {
             continue;
         }
         deaths += 1;
-        in_a_row += 1;
-        if in_a_row == 1 {
-            harness.reset();
-        } else if harness.die_again().is_some() {
-            in_a_row = 1;
-        }
+        harness.die();
         slots.fill(None);
     }
     deaths
@@ -95,9 +89,13 @@ fn a_suspect_that_is_cleared_gives_way_and_new_requests_wait() {
         harness.submit(request(id, id, tokens, 60)).expect("room");
     }
     harness.step();
-    harness.reset();
+    harness.plan();
+    assert_eq!(harness.die(), None);
+    assert!(!harness.scheduler.is_isolating(), "once is nobody's fault");
     harness.step();
-    assert_eq!(harness.die_again(), None, "three were in flight");
+    harness.plan();
+    assert_eq!(harness.die(), None, "three were in flight");
+    assert!(harness.scheduler.is_isolating());
     harness.submit(request(9, 9, vec![TokenId(1); 5], 3)).expect("room");
     let mut seen = Vec::new();
     while harness.scheduler.is_isolating() {
@@ -112,15 +110,70 @@ fn a_suspect_that_is_cleared_gives_way_and_new_requests_wait() {
     harness.drain();
 }
 
+/// Steps that others commit in between acquit nobody: a poison deep in a long prompt is reached late.
+#[test]
+fn a_poison_far_behind_is_found() {
+    let mut harness = Harness::new(Limits { max_chunk_tokens: 4, ..roomy() });
+    let tokens = |len: u32| (0..len).map(|at| TokenId(at % 50)).collect::<Vec<_>>();
+    harness.submit(request(1, 1, tokens(400), 5)).expect("room");
+    harness.submit(request(2, 2, tokens(10), 150)).expect("room");
+    assert_eq!(run(&mut harness, &[Poison { id: RequestId(1), at: 390 }]), 3);
+    let failed = FinishReason::Failed(SlotError::KillsWorkers);
+    assert_eq!(ends(&harness), [(RequestId(1), failed), (RequestId(2), FinishReason::Length)]);
+}
+
+/// Deaths of which a request is past again when the next one comes are not in a row.
+#[test]
+fn deaths_far_apart_isolate_nobody() {
+    let mut harness = Harness::new(roomy());
+    harness.submit(request(1, 1, vec![TokenId(3); 9], 200)).expect("room");
+    for _ in 0..5 {
+        for _ in 0..12 {
+            harness.step();
+        }
+        harness.plan();
+        assert!(harness.scheduler.has_work());
+        harness.die();
+        assert!(!harness.scheduler.is_isolating());
+        assert!(harness.scheduler.is_suspicious());
+    }
+    harness.drain();
+    assert!(!harness.scheduler.is_suspicious());
+}
+
+/// A fault that no request shows alone ends all the same.
+#[test]
+fn nobody_dies_for_ever() {
+    let mut harness = Harness::new(Limits { max_plans_in_flight: 1, ..roomy() });
+    for id in 1..=2 {
+        harness.submit(request(id, id, vec![TokenId(3); 9], 60)).expect("room");
+    }
+    let mut deaths = 0;
+    while harness.scheduler.has_work() {
+        match harness.plan() {
+            Some(plan) if plan.chunks.len() > 1 => {
+                deaths += 1;
+                assert!(deaths < 100, "no end");
+                harness.die();
+            }
+            _ => drop(harness.commit()),
+        }
+    }
+    let killed = FinishReason::Failed(SlotError::KillsWorkers);
+    assert_eq!(ends(&harness), [(RequestId(1), killed), (RequestId(2), FinishReason::Length)]);
+}
+
 #[test]
 fn a_cancelled_suspect_holds_nobody_up() {
     let mut harness = Harness::new(roomy());
     for id in 1..=2 {
         harness.submit(request(id, id, vec![TokenId(3); 9], 40)).expect("room");
     }
-    harness.step();
-    harness.plan();
-    harness.die_again();
+    for _ in 0..2 {
+        harness.step();
+        harness.plan();
+        harness.die();
+    }
     assert!(harness.scheduler.is_isolating());
     harness.cancel(RequestId(1));
     harness.cancel(RequestId(2));

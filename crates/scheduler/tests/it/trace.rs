@@ -191,7 +191,7 @@ fn apply(harness: &mut Harness, op: &Op, num_ids: &mut u64) {
         Op::Wait(time) => harness.now.0 += time,
         Op::Reset => harness.reset(),
         Op::DieAgain => {
-            harness.die_again();
+            harness.die();
         }
     }
 }
