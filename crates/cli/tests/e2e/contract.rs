@@ -218,7 +218,7 @@ impl Subject<'_> {
     fn crowd(&self, server: &Server, requests: &[Value]) -> Vec<Answer> {
         const OTHERS: usize = 26;
         let post = |request: &Value| server.post("/v1/completions", request).ok_json();
-        let before = server.metric("oarlock_request_success_total");
+        let before = server.metric("oarlock_generation_tokens_total");
         signal_all(server, Signal::STOP);
         let bodies: Vec<Value> = thread::scope(|scope| {
             for other in 0..OTHERS {
@@ -233,7 +233,7 @@ impl Subject<'_> {
                 let count = |state| server.metric(&format!("oarlock_num_requests_{state}"));
                 count("running") + count("waiting") >= all
             });
-            assert_eq!(server.metric("oarlock_request_success_total"), before, "nobody was early");
+            assert_eq!(server.metric("oarlock_generation_tokens_total"), before, "nobody was early");
             signal_all(server, Signal::CONT);
             ours.into_iter().map(|asking| asking.join().unwrap()).collect()
         });
