@@ -50,7 +50,7 @@ fn a_segment_is_private_and_leaves_no_name() {
 #[test]
 fn ranks_go_on_when_the_name_is_gone() {
     let segment = Segment::create(Path::new(MEMORY), 2, 1).unwrap();
-    let join = |shard| SharedMemory::join(segment.path(), shard, 1, PATIENCE).unwrap();
+    let join = |shard| SharedMemory::join(segment.path(), shard, 1, PATIENCE, PATIENCE).unwrap();
     let group = as_ranks(vec_of_local(2), |rank, _| join(Shard { rank: rank as u32, ranks: 2 }));
     drop(segment);
     let progress = group[0].progress();
@@ -73,40 +73,46 @@ fn vec_of_local(ranks: u32) -> Vec<impl oarlock_collective::Transport> {
 #[test]
 fn other_files_and_other_groups_are_no_segment() {
     let segment = Segment::create(Path::new(MEMORY), 2, 5).unwrap();
-    let join = |shard, epoch| message(SharedMemory::join(segment.path(), shard, epoch, SHORT));
+    let join =
+        |shard, epoch| message(SharedMemory::join(segment.path(), shard, epoch, SHORT, PATIENCE));
     assert!(join(FIRST, 6).contains("epoch 5"), "{}", join(FIRST, 6));
     assert!(join(Shard { rank: 0, ranks: 4 }, 5).contains("not a segment of 4 ranks"));
 
     let path = segment.path().with_extension("other");
     fs::write(&path, vec![0; SharedMemory::segment_bytes(2) as usize]).unwrap();
-    let error = message(SharedMemory::join(&path, FIRST, 5, SHORT));
+    let error = message(SharedMemory::join(&path, FIRST, 5, SHORT, PATIENCE));
     assert!(error.contains("no segment of this version"), "{error}");
     fs::remove_file(&path).unwrap();
     symlink(segment.path(), &path).unwrap();
-    message(SharedMemory::join(&path, FIRST, 5, SHORT));
+    message(SharedMemory::join(&path, FIRST, 5, SHORT, PATIENCE));
     fs::remove_file(&path).unwrap();
 }
 
 #[test]
 fn nobody_is_a_rank_that_is_taken() {
     let segment = Segment::create(Path::new(MEMORY), 2, 5).unwrap();
+    let join = |shard| SharedMemory::join(segment.path(), shard, 5, PATIENCE, PATIENCE);
     thread::scope(|scope| {
-        let first = scope.spawn(|| SharedMemory::join(segment.path(), FIRST, 5, PATIENCE));
-        // Until the first holds its place this takes it itself, and then the first is the one refused.
-        let second = SharedMemory::join(segment.path(), SECOND, 5, PATIENCE).unwrap();
-        let again = message(SharedMemory::join(segment.path(), SECOND, 5, PATIENCE));
+        let first = scope.spawn(|| join(FIRST));
+        let second = join(SECOND).unwrap();
+        let again = message(join(SECOND));
         assert!(again.contains("someone else is this rank"), "{again}");
+        // Those who are refused do not disturb the group.
+        let mut first = first.join().unwrap().unwrap();
         drop(second);
-        let again = message(SharedMemory::join(segment.path(), SECOND, 5, PATIENCE));
+        let again = message(join(SECOND));
         assert!(again.contains("was here before"), "{again}");
-        drop(first.join().unwrap());
+        assert_eq!(message(first.barrier()), "rank 1 gave up");
     });
 }
 
 #[test]
 fn a_rank_that_does_not_come_is_named() {
     let segment = Segment::create(Path::new(MEMORY), 2, 5).unwrap();
-    let error = message(SharedMemory::join(segment.path(), FIRST, 5, SHORT));
+    let error = message(SharedMemory::join(segment.path(), FIRST, 5, SHORT, PATIENCE));
+    assert!(error.starts_with("rank 1 made no progress"), "{error}");
+    // When it comes after all, the group is lost already.
+    let error = message(SharedMemory::join(segment.path(), SECOND, 5, PATIENCE, PATIENCE));
     assert!(error.starts_with("rank 1 made no progress"), "{error}");
 
     let (first, second) = (bind(), bind());
@@ -116,6 +122,26 @@ fn a_rank_that_does_not_come_is_named() {
     // Rank 0 has failed and does not listen any more.
     let error = message(Tcp::connect(second, SECOND, &peers, SECRET, 5, SHORT));
     assert!(error.contains("rank 1 cannot reach rank 0"), "{error}");
+}
+
+#[test]
+fn all_have_the_same_time_to_come() {
+    const MEETING: Duration = Duration::from_secs(1);
+    let segment = Segment::create(Path::new(MEMORY), 4, 5).unwrap();
+    let join = |rank| {
+        let shard = Shard { rank, ranks: 4 };
+        message(SharedMemory::join(segment.path(), shard, 5, MEETING, PATIENCE))
+    };
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        let first = scope.spawn(|| (join(0), begun.elapsed()));
+        // One more comes, and those who are still missing have no more time for it.
+        thread::sleep(MEETING * 8 / 10);
+        join(1);
+        let (error, elapsed) = first.join().unwrap();
+        assert!(error.contains("made no progress"), "{error}");
+        assert!(elapsed < MEETING * 16 / 10, "{elapsed:?}");
+    });
 }
 
 /// Two ranks that differ in secret or epoch, or do not.

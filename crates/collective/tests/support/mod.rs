@@ -56,7 +56,7 @@ impl Kind {
 
 fn shared_memory(ranks: u32, deadline: Duration) -> Vec<Boxed> {
     let segment = Segment::create(Path::new("/dev/shm"), ranks, 7).unwrap();
-    let join = |shard| SharedMemory::join(segment.path(), shard, 7, deadline).unwrap();
+    let join = |shard| SharedMemory::join(segment.path(), shard, 7, PATIENCE, deadline).unwrap();
     let join = &join;
     thread::scope(|scope| {
         let threads: Vec<_> = shards(ranks)

@@ -195,7 +195,8 @@ fn connect(
 ) -> Box<dyn Transport> {
     let line = input.next().unwrap();
     if let Some(path) = line.strip_prefix("shared-memory ") {
-        return Box::new(SharedMemory::join(Path::new(path), shard, EPOCH, deadline).unwrap());
+        let joined = SharedMemory::join(Path::new(path), shard, EPOCH, PATIENCE, deadline);
+        return Box::new(joined.unwrap());
     }
     let rendezvous = TcpRendezvous::bind(Ipv4Addr::LOCALHOST.into()).unwrap();
     say(&rendezvous.addresses()[0]);
