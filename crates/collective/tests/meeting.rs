@@ -6,7 +6,7 @@ mod support;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 use std::thread;
@@ -117,10 +117,10 @@ fn a_rank_that_does_not_come_is_named() {
 
     let (first, second) = (bind(), bind());
     let peers = [first.addresses().to_vec(), second.addresses().to_vec()];
-    let error = message(Tcp::connect(first, FIRST, &peers, SECRET, 5, SHORT));
+    let error = message(Tcp::connect(first, FIRST, &peers, SECRET, 5, SHORT, PATIENCE));
     assert!(error.starts_with("rank 1 made no progress"), "{error}");
     // Rank 0 has failed and does not listen any more.
-    let error = message(Tcp::connect(second, SECOND, &peers, SECRET, 5, SHORT));
+    let error = message(Tcp::connect(second, SECOND, &peers, SECRET, 5, SHORT, PATIENCE));
     assert!(error.contains("rank 1 cannot reach rank 0"), "{error}");
 }
 
@@ -145,7 +145,7 @@ fn all_have_the_same_time_to_come() {
 }
 
 /// Two ranks that differ in secret or epoch, or do not.
-fn meet(secret: [u8; 16], epoch: u64, deadline: Duration) -> Vec<Result<Tcp, CollectiveError>> {
+fn meet(secret: [u8; 16], epoch: u64, meeting: Duration) -> Vec<Result<Tcp, CollectiveError>> {
     let rendezvous = [bind(), bind()];
     let peers: Vec<_> = rendezvous.iter().map(|one| one.addresses().to_vec()).collect();
     let peers = &peers;
@@ -156,7 +156,9 @@ fn meet(secret: [u8; 16], epoch: u64, deadline: Duration) -> Vec<Result<Tcp, Col
             .zip(shards(2))
             .zip(sides)
             .map(|((rendezvous, shard), (secret, epoch))| {
-                scope.spawn(move || Tcp::connect(rendezvous, shard, peers, secret, epoch, deadline))
+                scope.spawn(move || {
+                    Tcp::connect(rendezvous, shard, peers, secret, epoch, meeting, PATIENCE)
+                })
             })
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -177,6 +179,92 @@ fn a_wrong_secret_or_epoch_is_refused() {
     }
 }
 
+/// All ranks of a group, which differ in nothing.
+fn connect(
+    rendezvous: Vec<TcpRendezvous>,
+    peers: &[Vec<String>],
+    meeting: Duration,
+    deadline: Duration,
+) -> Vec<Tcp> {
+    let shards = shards(rendezvous.len() as u32);
+    thread::scope(|scope| {
+        let connect = |(rendezvous, shard)| {
+            scope.spawn(move || {
+                Tcp::connect(rendezvous, shard, peers, SECRET, 5, meeting, deadline).unwrap()
+            })
+        };
+        let threads: Vec<_> = rendezvous.into_iter().zip(shards).map(connect).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// Takes connections and says nothing, as an address may do that leads elsewhere.
+fn silent() -> (TcpListener, String) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (listener, address)
+}
+
+#[test]
+fn silent_addresses_leave_time_for_others() {
+    let (_listener, silent) = silent();
+    let rendezvous: Vec<_> = (0..4).map(|_| bind()).collect();
+    let all = |one: &TcpRendezvous| [vec![silent.clone()], one.addresses().to_vec()].concat();
+    let peers: Vec<_> = rendezvous.iter().map(all).collect();
+    // The first to have met everyone waits for the last for longer than the deadline of steps, which
+    // is no failure.
+    let (meeting, deadline) = (Duration::from_secs(12), Duration::from_millis(500));
+    as_ranks(connect(rendezvous, &peers, meeting, deadline), |_, mut transport| {
+        transport.barrier().unwrap();
+    });
+}
+
+#[test]
+fn a_peer_that_drips_gets_no_more_time() {
+    let (dripping, address) = silent();
+    thread::spawn(move || {
+        for stream in dripping.incoming() {
+            let mut stream = stream.unwrap();
+            // A challenge at once, and then a proof for which nobody has the time.
+            let mut written = stream.write_all(&[7; 16]);
+            while written.is_ok() {
+                thread::sleep(SHORT / 4);
+                written = stream.write_all(&[7]);
+            }
+        }
+    });
+    let begun = Instant::now();
+    let peers = [vec![address], vec![]];
+    let error = message(Tcp::connect(bind(), SECOND, &peers, SECRET, 5, SHORT, PATIENCE));
+    assert!(error.contains("rank 0"), "{error}");
+    // All of the proof would take eight times as long.
+    assert!(begun.elapsed() < 5 * SHORT, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn whoever_comes_late_but_in_time_is_awaited() {
+    let segment = Segment::create(Path::new(MEMORY), 2, 5).unwrap();
+    let rendezvous = [bind(), bind()];
+    let peers: Vec<_> = rendezvous.iter().map(|one| one.addresses().to_vec()).collect();
+    let (segment, peers) = (&segment, &peers);
+    thread::scope(|scope| {
+        let meet = |(rendezvous, shard): (TcpRendezvous, Shard)| {
+            scope.spawn(move || {
+                // For longer than the deadline of steps.
+                let tarry = || thread::sleep(2 * SHORT * shard.rank);
+                tarry();
+                let joined = SharedMemory::join(segment.path(), shard, 5, PATIENCE, SHORT);
+                tarry();
+                let connected = Tcp::connect(rendezvous, shard, peers, SECRET, 5, PATIENCE, SHORT);
+                (joined.unwrap(), connected.unwrap())
+            })
+        };
+        let threads: Vec<_> = rendezvous.into_iter().zip(shards(2)).map(meet).collect();
+        let group: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        assert_eq!(group.len(), 2);
+    });
+}
+
 #[test]
 fn strangers_do_no_harm() {
     let rendezvous = [bind(), bind()];
@@ -188,20 +276,8 @@ fn strangers_do_no_harm() {
     rubbish.write_all(&[7; 500]).unwrap();
     drop(TcpStream::connect(address).unwrap());
     let begun = Instant::now();
-    thread::scope(|scope| {
-        let threads: Vec<_> = rendezvous
-            .into_iter()
-            .zip(shards(2))
-            .map(|(rendezvous, shard)| {
-                scope.spawn(move || {
-                    let connected = Tcp::connect(rendezvous, shard, peers, SECRET, 5, PATIENCE);
-                    connected.unwrap().barrier().unwrap();
-                })
-            })
-            .collect();
-        for thread in threads {
-            thread.join().unwrap();
-        }
+    as_ranks(connect(rendezvous.into(), peers, PATIENCE, PATIENCE), |_, mut transport| {
+        transport.barrier().unwrap();
     });
     assert!(begun.elapsed() < PATIENCE / 2, "strangers held up the group");
     drop(silent);

@@ -33,6 +33,7 @@ pub(super) struct Known {
     progress: AtomicU64,
     /// Beats of ours since its last one.
     silence: AtomicU32,
+    has_begun: AtomicBool,
     has_ended: AtomicBool,
 }
 
@@ -43,6 +44,11 @@ impl Known {
 
     pub(super) fn state(&self) -> (u64, u64) {
         (self.progress.load(Ordering::Relaxed), self.sequence.load(Ordering::Relaxed))
+    }
+
+    /// Has it sent a beat?
+    pub(super) fn has_begun(&self) -> bool {
+        self.has_begun.load(Ordering::Acquire)
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -147,6 +153,7 @@ impl State {
         known.operation.store(word(3), Ordering::Relaxed);
         known.sequence.store(word(2), Ordering::Release);
         known.silence.store(0, Ordering::Relaxed);
+        known.has_begun.store(true, Ordering::Release);
         if word(4) != 0 {
             self.fail_with(word(4));
         }

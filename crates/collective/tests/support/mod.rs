@@ -76,7 +76,8 @@ fn tcp(ranks: u32, deadline: Duration) -> Vec<Boxed> {
     thread::scope(|scope| {
         let connect = |(shard, rendezvous)| {
             scope.spawn(move || {
-                let connected = Tcp::connect(rendezvous, shard, peers, SECRET, 7, deadline);
+                let connected =
+                    Tcp::connect(rendezvous, shard, peers, SECRET, 7, PATIENCE, deadline);
                 Box::new(connected.unwrap()) as Boxed
             })
         };

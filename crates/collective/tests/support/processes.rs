@@ -202,7 +202,8 @@ fn connect(
     say(&rendezvous.addresses()[0]);
     let peers = input.next().unwrap();
     let peers: Vec<_> = peers.split(' ').map(|address| vec![address.to_owned()]).collect();
-    Box::new(Tcp::connect(rendezvous, shard, &peers, SECRET, EPOCH, deadline).unwrap())
+    let connected = Tcp::connect(rendezvous, shard, &peers, SECRET, EPOCH, PATIENCE, deadline);
+    Box::new(connected.unwrap())
 }
 
 fn perform(transport: &mut Box<dyn Transport>, command: &str) -> String {
