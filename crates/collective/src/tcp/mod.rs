@@ -5,6 +5,7 @@ mod exchange;
 mod handshake;
 mod heartbeat;
 mod rendezvous;
+mod state;
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,8 +18,8 @@ use oarlock_types::Shard;
 pub use self::rendezvous::TcpRendezvous;
 
 use self::exchange::Links;
-use self::heartbeat::State;
 use self::rendezvous::{Connections, Meeting};
+use self::state::State;
 use crate::operation::Operation;
 use crate::tree;
 use crate::{CollectiveError, Transport, error};
