@@ -80,9 +80,9 @@ fn be_rank(shard: Shard, transport: &str) -> anyhow::Result<()> {
     let path = words.next().context("a path")?;
     let peers: Vec<_> = words.map(|address| vec![address.to_owned()]).collect();
     let mut transport: Box<dyn Transport> = if transport == "tcp" {
-        Box::new(Tcp::connect(rendezvous, shard, &peers, SECRET, 1, DEADLINE)?)
+        Box::new(Tcp::connect(rendezvous, shard, &peers, SECRET, 1, DEADLINE, DEADLINE)?)
     } else {
-        Box::new(SharedMemory::join(Path::new(path), shard, 1, DEADLINE)?)
+        Box::new(SharedMemory::join(Path::new(path), shard, 1, DEADLINE, DEADLINE)?)
     };
     for (name, len, rounds) in SIZES {
         let mut values = vec![0.0; len];

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::CollectiveError;
 
 /// An operation with its length, in a word that other processes can read at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Operation(u64);
 
 const LEN_BITS: u32 = 56;

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::thread;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -52,6 +53,8 @@ fn killed_between_operations(over: Over) {
     let mut group = four(over, LONG);
     group[2].signal(Signal::KILL);
     assert_error(&all(&mut group, &OTHERS, "sum"), "rank 2 is gone", SOON);
+    // Whatever they try from then on ends the same way.
+    assert_error(&all(&mut group, &OTHERS, "broadcast"), "rank 2 is gone", SOON);
 }
 
 fn killed_inside(over: Over) {
@@ -89,6 +92,8 @@ fn stopped_inside(over: Over) {
     let mut group = four(over, SHORT);
     group[2].tell("sum");
     group[2].await_waiting();
+    // All hear that it waits for rank 3, which then answers and is not to blame.
+    thread::sleep(SHORT / 4);
     group[2].signal(Signal::STOP);
     let outcomes = sum_until_error(&mut group);
     assert_error(&outcomes, "rank 2 made no progress for 1.", SHORT + SOON);

@@ -103,7 +103,9 @@ fn sleepers_wake_together() {
             for _ in 0..ROUNDS {
                 if rank == 3 {
                     // Until all others wait, in the end for this one, and sleep.
+                    let begun = Instant::now();
                     while waiting.iter().any(|waiting| waiting().is_none()) {
+                        assert!(begun.elapsed() < PATIENCE, "the others do not wait");
                         thread::yield_now();
                     }
                     thread::sleep(Duration::from_millis(1));

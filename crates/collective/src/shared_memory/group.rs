@@ -12,23 +12,20 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use oarlock_types::Shard;
-use rustix::io::Errno;
-use rustix::thread::futex;
 
 use super::lock;
 use super::mapping::{Control, Mapping};
 use super::segment::{self, FIRST_STEP};
+use super::wait::{self, has_reached, spin, wake_all};
 use crate::CollectiveError;
 use crate::failure::{self, Watch};
 use crate::operation::{self, Operation};
 
 /// A peer that is about to arrive is met without the system's help.
 const SPIN: Duration = Duration::from_micros(20);
-/// After that, whoever else wants this core gets it.
-const YIELD: Duration = Duration::from_micros(100);
 /// A sleeper looks around this often.
 const SLICE: Duration = Duration::from_millis(100);
 
@@ -49,11 +46,6 @@ pub(super) struct Group {
     is_broken: bool,
 }
 
-/// `counter` says that `step` is published. Counters wrap around.
-fn has_reached(counter: u32, step: u32) -> bool {
-    counter.wrapping_sub(step) as i32 >= 0
-}
-
 /// Whom `rank` waits for, if it does and need not just wake up.
 pub(super) fn waits_for(mapping: &Mapping, rank: usize, ranks: usize) -> Option<usize> {
     let control = mapping.control(rank);
@@ -66,11 +58,12 @@ pub(super) fn waits_for(mapping: &Mapping, rank: usize, ranks: usize) -> Option<
 }
 
 impl Group {
-    /// Joins, and waits for the others.
+    /// Joins, and waits for the others for as long as `meeting`.
     pub(super) fn join(
         path: &Path,
         shard: Shard,
         epoch: u64,
+        meeting: Duration,
         deadline: Duration,
     ) -> Result<Self, CollectiveError> {
         let failed = |source| {
@@ -97,9 +90,7 @@ impl Group {
         let spin = if cores < shard.ranks as usize { Duration::ZERO } else { SPIN };
         let mut group =
             Self { mapping, file, shard, deadline, spin, step, settled, operations, is_broken };
-        for rank in 0..shard.ranks as usize {
-            group.meet(rank).map_err(|error| group.fail(error))?;
-        }
+        group.meet(meeting).map_err(|error| group.fail(error))?;
         Ok(group)
     }
 
@@ -111,19 +102,23 @@ impl Group {
         self.mapping.control(self.shard.rank as usize)
     }
 
-    /// Waits until `rank` has joined.
-    fn meet(&self, rank: usize) -> Result<(), CollectiveError> {
-        let has_joined = &self.mapping.control(rank).status.has_joined;
+    /// Waits until all have joined, and sees that none of them is lost again.
+    fn meet(&self, meeting: Duration) -> Result<(), CollectiveError> {
+        // One for all: time spent on one rank is not given to the next once more.
         let mut watch = Watch::new(2 * self.slice());
-        while has_joined.load(Ordering::Acquire) == 0 {
-            let still = watch.look(());
-            if still > self.deadline {
-                return Err(stalled(rank, still));
+        for rank in 0..self.ranks() {
+            let has_joined = &self.mapping.control(rank).status.has_joined;
+            while has_joined.load(Ordering::Acquire) == 0 {
+                let still = watch.look(());
+                if still > meeting {
+                    return Err(stalled(rank, still));
+                }
+                self.look_for_the_dead()?;
+                self.sleep(has_joined, 0)?;
             }
-            self.look_for_the_dead()?;
-            self.sleep(has_joined, 0)?;
         }
-        Ok(())
+        // Whoever comes last need not wait for anyone, and may be too late all the same.
+        self.look_for_the_dead()
     }
 
     /// Begins a step, and returns where this rank's `len` values go. All ranks may be waited for.
@@ -234,19 +229,10 @@ impl Group {
 
     /// Sleeps for a slice at most, unless `word` is not `value`.
     fn sleep(&self, word: &AtomicU32, value: u32) -> Result<(), CollectiveError> {
-        let slice = self.slice();
-        let timeout = futex::Timespec {
-            tv_sec: slice.as_secs() as i64,
-            tv_nsec: slice.subsec_nanos().into(),
-        };
-        // Not the private kind: the word is in other processes too.
-        match futex::wait(word, futex::Flags::empty(), value, Some(&timeout)) {
-            Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => Ok(()),
-            Err(error) => {
-                let what = format!("rank {} cannot sleep", self.shard.rank);
-                Err(CollectiveError::Io { what, source: error.into() })
-            }
-        }
+        wait::sleep(word, value, self.slice()).map_err(|source| {
+            let what = format!("rank {} cannot sleep", self.shard.rank);
+            CollectiveError::Io { what, source }
+        })
     }
 
     fn look_for_the_dead(&self) -> Result<(), CollectiveError> {
@@ -319,31 +305,6 @@ impl Drop for Group {
     }
 }
 
-/// Wakes whoever sleeps on `word`.
-fn wake_all(word: &AtomicU32) {
-    // The system reads the number as a signed one, and would take more for less than one.
-    const ALL: u32 = i32::MAX as u32;
-    let _ = futex::wake(word, futex::Flags::empty(), ALL);
-}
-
 fn stalled(rank: usize, still: Duration) -> CollectiveError {
     CollectiveError::Stalled { rank: rank as u32, seconds: still.as_secs_f64() }
-}
-
-/// Looks for a while whether `counter` reaches `step`.
-fn spin(counter: &AtomicU32, step: u32, patience: Duration) -> bool {
-    let begun = Instant::now();
-    loop {
-        for _ in 0..16 {
-            if has_reached(counter.load(Ordering::Acquire), step) {
-                return true;
-            }
-            std::hint::spin_loop();
-        }
-        match begun.elapsed() {
-            elapsed if elapsed > YIELD => return false,
-            elapsed if elapsed > patience => std::thread::yield_now(),
-            _ => {}
-        }
-    }
 }

@@ -4,6 +4,7 @@ mod group;
 mod lock;
 mod mapping;
 mod segment;
+mod wait;
 
 use std::ops::Range;
 use std::path::Path;
@@ -37,17 +38,18 @@ impl SharedMemory {
     }
 
     /// Opens the segment at `path`, checks that it was made for this group and epoch, and waits until
-    /// all ranks have done so; one that does not come within `deadline` is an error. From then on a rank
-    /// that neither works nor waits for so long is one too.
+    /// all ranks have done so; one that does not come within `meeting` is an error. From then on a rank
+    /// that neither works nor waits for as long as `deadline` is one too.
     pub fn join(
         path: &Path,
         shard: Shard,
         epoch: u64,
+        meeting: Duration,
         deadline: Duration,
     ) -> Result<Self, CollectiveError> {
         tree::assert_size(shard.ranks);
         assert!(shard.rank < shard.ranks, "a rank of its group");
-        Ok(Self { group: Group::join(path, shard, epoch, deadline)? })
+        Ok(Self { group: Group::join(path, shard, epoch, meeting, deadline)? })
     }
 
     fn ranks(&self) -> usize {

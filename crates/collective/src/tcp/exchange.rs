@@ -6,12 +6,12 @@
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::heartbeat::{State, timespec};
+use super::heartbeat::timespec;
+use super::state::{Place, State};
 use crate::failure::Watch;
 use crate::operation::{self, Operation};
 use crate::{CollectiveError, error};
@@ -32,8 +32,7 @@ pub(super) struct Links {
     /// By rank; nothing at the own place.
     pub(super) streams: Vec<Option<TcpStream>>,
     pub(super) deadline: Duration,
-    operation: Operation,
-    sequence: u64,
+    place: Place,
 }
 
 type Seen = (usize, (u64, u64), usize);
@@ -76,19 +75,18 @@ impl Links {
         streams: Vec<Option<TcpStream>>,
         deadline: Duration,
     ) -> Self {
-        Self { state, streams, deadline, operation: Operation::NONE, sequence: 0 }
+        Self { state, streams, deadline, place: Place::default() }
     }
 
     /// All ranks begin the same operations in the same order.
     pub(super) fn begin(&mut self, operation: Operation) -> Result<(), CollectiveError> {
-        if let Some(error) = self.state.failure().filter(|_| self.streams.is_empty()) {
-            return Err(error);
+        // The connections went with an earlier error.
+        if self.streams.is_empty() {
+            let rank = self.state.shard.rank;
+            return Err(self.state.failure().unwrap_or(CollectiveError::GaveUp { rank }));
         }
-        self.operation = operation;
-        self.sequence += 1;
-        let own = self.state.own();
-        own.operation.store(operation.to_word(), Ordering::Relaxed);
-        own.sequence.store(self.sequence, Ordering::Release);
+        self.place = Place { sequence: self.place.sequence + 1, operation };
+        self.state.own().enter(self.place);
         Ok(())
     }
 
@@ -99,7 +97,7 @@ impl Links {
         from: Option<(usize, &mut [u8])>,
     ) -> Result<(), CollectiveError> {
         let result = self.transfer(to, from);
-        self.state.own().waiting_for.store(0, Ordering::Relaxed);
+        self.state.own().set_waiting(None);
         result.map_err(|error| {
             self.state.fail(&error);
             // Peers are told why before they see that the connections of values end.
@@ -114,7 +112,7 @@ impl Links {
 
     fn header(&self, bytes: usize) -> [u8; HEADER_BYTES] {
         let mut header = [0; HEADER_BYTES];
-        let words = [self.operation.to_word(), self.sequence, bytes as u64];
+        let words = [self.place.operation.to_word(), self.place.sequence, bytes as u64];
         for (place, word) in header.chunks_exact_mut(8).zip(words) {
             place.copy_from_slice(&word.to_le_bytes());
         }
@@ -144,6 +142,9 @@ impl Links {
         loop {
             let sent = sending.as_mut().map_or(Ok(false), |sending| self.send(sending))?;
             let received = receiving.as_mut().map_or(Ok(false), |one| self.receive(one))?;
+            if sent || received {
+                self.state.count_moved();
+            }
             sending.take_if(|sending| sending.is_done());
             receiving.take_if(|receiving| receiving.is_done());
             let to = sending.as_ref().map(|sending| sending.peer);
@@ -158,7 +159,7 @@ impl Links {
                 std::hint::spin_loop();
                 continue;
             }
-            self.state.own().waiting_for.store(peer as u64 + 1, Ordering::Relaxed);
+            self.state.own().set_waiting(Some(peer));
             if let Some(error) = self.state.failure()
                 && failing.get_or_insert_with(Instant::now).elapsed() > GRACE
             {
@@ -219,8 +220,8 @@ impl Links {
             Operation::from_word(word(0)),
             word(1),
             word(2),
-            self.operation,
-            self.sequence
+            self.place.operation,
+            self.place.sequence
         );
         CollectiveError::Diverged { rank: peer as u32, detail }
     }
@@ -241,35 +242,28 @@ impl Links {
         CollectiveError::Gone { rank: peer as u32 }
     }
 
-    /// Follows who waits for whom, from `rank` on, to the one that neither waits nor works, or is not
-    /// heard of any more.
+    /// Looks whether the one that keeps `peer` from answering, which may be itself, neither works nor
+    /// waits, or is not heard of any more.
     fn look_for_the_stuck(
         &self,
         peer: usize,
         num_moved: usize,
         watch: &mut Watch<Seen>,
     ) -> Result<(), CollectiveError> {
-        let known = &self.state.known;
         let stalled = |rank: usize, still: Duration| {
             let seconds = still.as_secs_f64();
             Err(CollectiveError::Stalled { rank: rank as u32, seconds })
         };
         // Ranks that are at different operations may wait for each other.
-        if known[peer].sequence.load(Ordering::Acquire) == self.sequence {
-            let theirs = Operation::from_word(known[peer].operation.load(Ordering::Relaxed));
-            operation::check(peer as u32, theirs, self.operation)?;
+        let theirs = self.state.known[peer].place();
+        if theirs.sequence == self.place.sequence {
+            operation::check(peer as u32, theirs.operation, self.place.operation)?;
         }
-        let mut rank = peer;
-        for _ in 0..known.len() {
-            if let Some(silence) = self.state.silence(rank) {
-                return stalled(rank, silence);
-            }
-            match known[rank].waits_for() {
-                Some(next) if next != self.state.shard.rank as usize => rank = next,
-                _ => break,
-            }
+        let rank = self.state.blocking(peer);
+        if let Some(silence) = self.state.silence(rank) {
+            return stalled(rank, silence);
         }
-        let still = watch.look((rank, known[rank].state(), num_moved));
+        let still = watch.look((rank, self.state.known[rank].state(), num_moved));
         if still > self.deadline { stalled(rank, still) } else { Ok(()) }
     }
 

@@ -91,19 +91,29 @@ impl Hello {
     }
 }
 
-/// The caller's side, on a blocking connection with time-outs.
-pub(super) fn call(stream: &mut (impl Read + Write), hello: Hello, key: &Key) -> io::Result<()> {
+/// What a caller hears first, on a blocking connection with time-outs.
+pub(super) fn hear(stream: &mut impl Read) -> io::Result<[u8; CHALLENGE_BYTES]> {
     let mut challenge = [0; CHALLENGE_BYTES];
     stream.read_exact(&mut challenge)?;
+    Ok(challenge)
+}
+
+/// The rest of the caller's side.
+pub(super) fn call(
+    stream: &mut (impl Read + Write),
+    hello: Hello,
+    challenge: &[u8; CHALLENGE_BYTES],
+    key: &Key,
+) -> io::Result<()> {
     let hello = hello.encode(nonce()?);
     let mut call = [0; CALL_BYTES];
     call[..HELLO_BYTES].copy_from_slice(&hello);
-    call[HELLO_BYTES..].copy_from_slice(key.caller(&hello, &challenge).as_bytes());
+    call[HELLO_BYTES..].copy_from_slice(key.caller(&hello, challenge).as_bytes());
     stream.write_all(&call)?;
     let mut proof = [0; PROOF_BYTES];
     stream.read_exact(&mut proof)?;
     // Compares in constant time.
-    if key.listener(&hello, &challenge) == proof {
+    if key.listener(&hello, challenge) == proof {
         Ok(())
     } else {
         Err(io::Error::new(io::ErrorKind::PermissionDenied, "it does not know the secret"))

@@ -1,162 +1,17 @@
 //! What ranks tell each other beside their values: that they live, work, wait or have failed.
 //!
-//! One thread per rank sends a beat to each peer every tenth of the deadline. A beat is five
-//! little-endian words: whom the rank waits for (plus one), its progress, the number of its operation,
-//! the operation, and a failure if it knows of one, which is the last beat then.
+//! One thread per rank sends a beat to each peer every tenth of the deadline.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use oarlock_backend::Progress;
-use oarlock_types::Shard;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::failure;
+use super::state::{BEAT_BYTES, State};
 use crate::tree::MAX_RANKS;
 use crate::{CollectiveError, error};
-
-/// Beats in a deadline.
-const BEATS: u32 = 10;
-const BEAT_BYTES: usize = 40;
-
-/// What is known of a rank: by itself of its own, by beats of the others.
-#[derive(Debug, Default)]
-pub(super) struct Known {
-    /// Plus one; zero while it waits for nobody.
-    pub(super) waiting_for: AtomicU64,
-    pub(super) sequence: AtomicU64,
-    pub(super) operation: AtomicU64,
-    progress: AtomicU64,
-    /// Beats of ours since its last one.
-    silence: AtomicU32,
-    has_ended: AtomicBool,
-}
-
-impl Known {
-    pub(super) fn waits_for(&self) -> Option<usize> {
-        (self.waiting_for.load(Ordering::Relaxed) as usize).checked_sub(1)
-    }
-
-    pub(super) fn state(&self) -> (u64, u64) {
-        (self.progress.load(Ordering::Relaxed), self.sequence.load(Ordering::Relaxed))
-    }
-
-    pub(super) fn has_ended(&self) -> bool {
-        self.has_ended.load(Ordering::Acquire)
-    }
-}
-
-/// What the rank's own thread and the one of its beats share.
-#[derive(Debug)]
-pub(super) struct State {
-    pub(super) shard: Shard,
-    pub(super) known: [Known; MAX_RANKS],
-    pub(super) progress: Progress,
-    failure: AtomicU64,
-    is_leaving: AtomicBool,
-    interval: Duration,
-    /// Wakes the rank's thread at a failure.
-    pub(super) alarm: OwnedFd,
-    /// Wakes the thread of beats when the rank leaves.
-    leave: OwnedFd,
-}
-
-impl State {
-    pub(super) fn new(shard: Shard, deadline: Duration) -> io::Result<Self> {
-        let event = || {
-            let flags =
-                rustix::event::EventfdFlags::NONBLOCK | rustix::event::EventfdFlags::CLOEXEC;
-            rustix::event::eventfd(0, flags)
-        };
-        Ok(Self {
-            shard,
-            known: Default::default(),
-            progress: Progress::default(),
-            failure: AtomicU64::new(0),
-            is_leaving: AtomicBool::new(false),
-            interval: (deadline / BEATS).max(Duration::from_millis(1)),
-            alarm: event()?,
-            leave: event()?,
-        })
-    }
-
-    pub(super) fn own(&self) -> &Known {
-        &self.known[self.shard.rank as usize]
-    }
-
-    /// For how long nothing was heard of `rank`, if that is too long.
-    pub(super) fn silence(&self, rank: usize) -> Option<Duration> {
-        let beats = self.known[rank].silence.load(Ordering::Relaxed);
-        (beats > BEATS).then(|| self.interval * beats)
-    }
-
-    pub(super) fn failure(&self) -> Option<CollectiveError> {
-        failure::from_word(self.failure.load(Ordering::Acquire), self.shard.ranks)
-    }
-
-    /// Of several failures the first counts.
-    pub(super) fn fail(&self, error: &CollectiveError) {
-        self.fail_with(failure::to_word(error, self.shard.rank));
-    }
-
-    fn fail_with(&self, word: u64) {
-        let first = self.failure.compare_exchange(0, word, Ordering::AcqRel, Ordering::Acquire);
-        if first.is_ok() {
-            signal(&self.alarm);
-        }
-    }
-
-    /// Asks the thread of beats for a last one.
-    pub(super) fn leave(&self) {
-        self.is_leaving.store(true, Ordering::Release);
-        signal(&self.leave);
-    }
-
-    fn beat(&self) -> [u8; BEAT_BYTES] {
-        let own = self.own();
-        let words = [
-            own.waiting_for.load(Ordering::Relaxed),
-            self.progress.get(),
-            own.sequence.load(Ordering::Relaxed),
-            own.operation.load(Ordering::Relaxed),
-            if self.is_leaving.load(Ordering::Acquire) {
-                self.failure.load(Ordering::Acquire)
-            } else {
-                0
-            },
-        ];
-        let mut bytes = [0; BEAT_BYTES];
-        for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
-            place.copy_from_slice(&word.to_le_bytes());
-        }
-        bytes
-    }
-
-    fn hear(&self, rank: usize, beat: &[u8; BEAT_BYTES]) {
-        let word = |place: usize| {
-            let bytes = beat.iter().skip(place * 8).take(8).rev();
-            bytes.fold(0, |word, byte| word << 8 | u64::from(*byte))
-        };
-        let known = &self.known[rank];
-        known.waiting_for.store(word(0).min(u64::from(self.shard.ranks)), Ordering::Relaxed);
-        known.progress.store(word(1), Ordering::Relaxed);
-        known.operation.store(word(3), Ordering::Relaxed);
-        known.sequence.store(word(2), Ordering::Release);
-        known.silence.store(0, Ordering::Relaxed);
-        if word(4) != 0 {
-            self.fail_with(word(4));
-        }
-    }
-}
-
-fn signal(event: &OwnedFd) {
-    // It can only be full, and then it is signalled.
-    let _ = rustix::io::write(event, &1u64.to_ne_bytes());
-}
 
 /// The connection of beats with one peer.
 struct Line {
@@ -206,10 +61,7 @@ impl Line {
                 state.hear(self.rank, &self.heard);
             }
         }
-        // One that leaves on purpose has said so.
-        state.fail(&CollectiveError::Gone { rank: self.rank as u32 });
-        state.known[self.rank].has_ended.store(true, Ordering::Release);
-        signal(&state.alarm);
+        state.end(self.rank);
     }
 }
 
@@ -231,7 +83,7 @@ fn run(state: &State, mut lines: Vec<Line>) {
         for line in lines.iter_mut().filter(|line| line.is_open) {
             line.listen(state);
         }
-        if state.is_leaving.load(Ordering::Acquire) {
+        if state.is_leaving() {
             break;
         }
         // What has come is heard before anyone is called silent, and beats that we missed because we
@@ -239,7 +91,7 @@ fn run(state: &State, mut lines: Vec<Line>) {
         if Instant::now() >= next {
             next = Instant::now() + state.interval;
             for line in lines.iter_mut().filter(|line| line.is_open) {
-                state.known[line.rank].silence.fetch_add(1, Ordering::Relaxed);
+                state.count_silence(line.rank);
                 line.say(state.beat());
             }
         }
@@ -251,7 +103,7 @@ fn run(state: &State, mut lines: Vec<Line>) {
 }
 
 fn wait(state: &State, lines: &[Line], patience: Duration) {
-    let leave = || PollFd::new(&state.leave, PollFlags::IN);
+    let leave = || PollFd::new(&state.farewell, PollFlags::IN);
     let mut open = lines.iter().filter(|line| line.is_open);
     let mut events: [PollFd<'_>; MAX_RANKS] = std::array::from_fn(|place| match place {
         0 => leave(),

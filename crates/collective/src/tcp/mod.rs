@@ -1,14 +1,16 @@
 //! Ranks of several hosts: every pair has a connection for values and one for heartbeats.
 
+mod calling;
 mod exchange;
 mod handshake;
 mod heartbeat;
 mod rendezvous;
+mod state;
 
 use std::fmt;
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use oarlock_backend::Progress;
 use oarlock_types::Shard;
@@ -16,14 +18,16 @@ use oarlock_types::Shard;
 pub use self::rendezvous::TcpRendezvous;
 
 use self::exchange::Links;
-use self::heartbeat::State;
 use self::rendezvous::{Connections, Meeting};
+use self::state::State;
 use crate::operation::Operation;
 use crate::tree;
 use crate::{CollectiveError, Transport, error};
 
 /// Values in a message.
 const CHUNK: usize = 256 * 1024;
+/// Between two looks for those who are still calling others.
+const GLANCE: Duration = Duration::from_millis(1);
 
 // Values go over the wire as they lie in memory.
 const _: () = assert!(cfg!(target_endian = "little"), "the wire format is little-endian");
@@ -37,20 +41,24 @@ pub struct Tcp {
 
 impl Tcp {
     /// Meets the other ranks of the group: calls those below, answers those above. `peers` are everyone's
-    /// addresses by rank, the own ones unused; `secret` is the epoch's. A peer that does not come within
-    /// `deadline` is an error; from then on one that neither works nor waits for so long is one too.
+    /// addresses by rank, the own ones unused; `secret` is the epoch's. Returns when all have met all; a
+    /// peer that has not within `meeting` is an error. From then on one that neither works nor waits for
+    /// as long as `deadline` is one too.
     pub fn connect(
         rendezvous: TcpRendezvous,
         shard: Shard,
         peers: &[Vec<String>],
         secret: [u8; 16],
         epoch: u64,
+        meeting: Duration,
         deadline: Duration,
     ) -> Result<Self, CollectiveError> {
         tree::assert_size(shard.ranks);
         assert!(shard.rank < shard.ranks, "a rank of its group");
         assert_eq!(peers.len(), shard.ranks as usize, "addresses of every rank");
-        let connections = Meeting { shard, peers, secret, epoch, deadline }.hold(&rendezvous)?;
+        let until = Instant::now() + meeting;
+        let meeting = Meeting { shard, peers, secret, epoch, patience: meeting, until };
+        let connections = meeting.hold(&rendezvous)?;
         drop(rendezvous);
         let state = State::new(shard, deadline);
         let state = Arc::new(state.map_err(|source| error::io("cannot watch peers", source))?);
@@ -64,7 +72,26 @@ impl Tcp {
         }
         let beats = Some(heartbeat::start(Arc::clone(&state), lines.into_iter())?);
         let received = vec![0.0; CHUNK];
-        Ok(Self { links: Links::new(state, streams, deadline), beats, received })
+        let tcp = Self { links: Links::new(state, streams, deadline), beats, received };
+        tcp.await_peers(&meeting)?;
+        Ok(tcp)
+    }
+
+    /// Waits until every peer beats, which it does once it has met all others itself. One that still
+    /// calls somebody must not count as silent.
+    fn await_peers(&self, meeting: &Meeting<'_>) -> Result<(), CollectiveError> {
+        let state = &self.links.state;
+        let is_missing = |rank: &usize| *rank != self.rank() && !state.known[*rank].has_begun();
+        while let Some(rank) = (0..self.ranks()).find(is_missing) {
+            let is_late = Instant::now() >= meeting.until;
+            let late = is_late.then(|| meeting.missing(rank as u32));
+            if let Some(error) = state.failure().or(late) {
+                state.fail(&error);
+                return Err(error);
+            }
+            thread::sleep(GLANCE);
+        }
+        Ok(())
     }
 
     fn rank(&self) -> usize {

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use oarlock_types::Shard;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::handshake::{self, CALL_BYTES, CHALLENGE_BYTES, CHANNELS, Channel, Hello, Key};
-use crate::CollectiveError;
+use super::handshake::{self, CALL_BYTES, CHALLENGE_BYTES, Hello, Key};
+use crate::{CollectiveError, error};
 
 /// Callers who may be silent at one time; one more, and the one who was silent for longest must go.
 /// Our own say all they have to say at once.
 const MAX_PENDING: usize = 64;
 /// Between two looks at the clock.
-const SLICE: Duration = Duration::from_millis(20);
+pub(super) const SLICE: Duration = Duration::from_millis(20);
 
 /// A rank that listens for those above it.
 #[derive(Debug)]
@@ -64,7 +64,8 @@ pub(super) struct Connections {
     pub(super) heartbeats: TcpStream,
 }
 
-type Opened = [Option<TcpStream>; 2];
+/// What was opened of both channels, in their order.
+pub(super) type Opened = [Option<TcpStream>; 2];
 
 /// What both sides of the rendezvous know.
 pub(super) struct Meeting<'a> {
@@ -72,7 +73,9 @@ pub(super) struct Meeting<'a> {
     pub(super) peers: &'a [Vec<String>],
     pub(super) secret: [u8; 16],
     pub(super) epoch: u64,
-    pub(super) deadline: Duration,
+    /// How long it may last, and when that is over.
+    pub(super) patience: Duration,
+    pub(super) until: Instant,
 }
 
 impl Meeting<'_> {
@@ -82,13 +85,12 @@ impl Meeting<'_> {
         rendezvous: &TcpRendezvous,
     ) -> Result<Vec<Option<Connections>>, CollectiveError> {
         let key = &Key::new(self.secret);
-        let until = Instant::now() + self.deadline;
         let has_failed = &AtomicBool::new(false);
         // Those above must not wait until those below have answered.
         let (called, answered) = std::thread::scope(|scope| {
             let listener = &rendezvous.listener;
-            let answering = scope.spawn(move || self.answer_all(listener, key, until, has_failed));
-            let called = self.call_all(key, until);
+            let answering = scope.spawn(move || self.answer_all(listener, key, has_failed));
+            let called = self.call_all(key);
             has_failed.store(called.is_err(), Ordering::Relaxed);
             let answered = match answering.join() {
                 Ok(answered) => answered,
@@ -113,57 +115,9 @@ impl Meeting<'_> {
         })
     }
 
-    fn call_all(&self, key: &Key, until: Instant) -> Result<Vec<Opened>, CollectiveError> {
-        let below = 0..self.shard.rank;
-        below
-            .map(|rank| {
-                let mut opened = [None, None];
-                for (place, channel) in opened.iter_mut().zip(CHANNELS) {
-                    *place = Some(self.call(rank, channel, key, until)?);
-                }
-                Ok(opened)
-            })
-            .collect()
-    }
-
-    /// Tries the addresses of `rank` again and again.
-    fn call(
-        &self,
-        rank: u32,
-        channel: Channel,
-        key: &Key,
-        until: Instant,
-    ) -> Result<TcpStream, CollectiveError> {
-        let addresses = &self.peers[rank as usize];
-        let (ranks, caller) = (self.shard.ranks, self.shard.rank);
-        let hello = Hello { epoch: self.epoch, ranks, caller, listener: rank, channel };
-        let mut last = io::Error::new(io::ErrorKind::InvalidInput, "it has no address");
-        loop {
-            for address in addresses {
-                let left = until.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    break;
-                }
-                match call_once(address, hello, key, left.min(self.deadline / 2)) {
-                    Ok(stream) => return Ok(stream),
-                    Err(error) => last = error,
-                }
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || addresses.is_empty() {
-                break;
-            }
-            std::thread::sleep(SLICE.min(left));
-        }
-        if matches!(last.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) {
-            return Err(self.missing(rank));
-        }
-        let what = format!("rank {caller} cannot reach rank {rank} at {}", addresses.join(", "));
-        Err(CollectiveError::Io { what, source: last })
-    }
-
-    fn missing(&self, rank: u32) -> CollectiveError {
-        CollectiveError::Stalled { rank, seconds: self.deadline.as_secs_f64() }
+    /// `rank` has not come.
+    pub(super) fn missing(&self, rank: u32) -> CollectiveError {
+        CollectiveError::Stalled { rank, seconds: self.patience.as_secs_f64() }
     }
 
     /// Answers until all above have called on both channels.
@@ -171,23 +125,19 @@ impl Meeting<'_> {
         &self,
         listener: &TcpListener,
         key: &Key,
-        until: Instant,
         has_failed: &AtomicBool,
     ) -> Result<Vec<Opened>, CollectiveError> {
         let first = self.shard.rank + 1;
         let mut opened: Vec<Opened> = (first..self.shard.ranks).map(|_| [None, None]).collect();
         let mut pending: Vec<Pending> = vec![];
         while let Some(rank) = opened.iter().position(|one| one.iter().any(Option::is_none)) {
-            if has_failed.load(Ordering::Relaxed) || Instant::now() >= until {
+            if has_failed.load(Ordering::Relaxed) || Instant::now() >= self.until {
                 return Err(self.missing(first + rank as u32));
             }
             wait(listener, &pending);
-            while let Ok((stream, _)) = listener.accept() {
-                if pending.len() == MAX_PENDING {
-                    pending.remove(0);
-                }
-                pending.extend(Pending::new(stream));
-            }
+            accept(listener, &mut pending).map_err(|source| {
+                error::io(format!("rank {} cannot be called", self.shard.rank), source)
+            })?;
             pending.retain_mut(|one| match one.read() {
                 Ok(false) => true,
                 Ok(true) => {
@@ -227,17 +177,6 @@ impl fmt::Debug for Meeting<'_> {
     }
 }
 
-fn call_once(address: &str, hello: Hello, key: &Key, patience: Duration) -> io::Result<TcpStream> {
-    let address: SocketAddr = address.parse().map_err(|_| {
-        io::Error::new(io::ErrorKind::InvalidInput, format!("no address: {address}"))
-    })?;
-    let mut stream = TcpStream::connect_timeout(&address, patience)?;
-    stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
-    handshake::call(&mut stream, hello, key)?;
-    Ok(stream)
-}
-
 /// A caller that has not said all yet.
 struct Pending {
     stream: TcpStream,
@@ -267,6 +206,28 @@ impl Pending {
         }
         Ok(true)
     }
+}
+
+/// Takes in those who have called, but not more than fit: they are heard before more come.
+fn accept(listener: &TcpListener, pending: &mut Vec<Pending>) -> io::Result<()> {
+    for _ in 0..MAX_PENDING {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                if pending.len() == MAX_PENDING {
+                    pending.remove(0);
+                }
+                pending.extend(Pending::new(stream));
+            }
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock => break,
+                // One who called has gone again.
+                io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
+                // A lack of descriptors, for one, would be met again at once, and at every look.
+                _ => return Err(error),
+            },
+        }
+    }
+    Ok(())
 }
 
 /// Waits for a slice at most until someone calls or speaks.

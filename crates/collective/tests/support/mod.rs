@@ -56,7 +56,7 @@ impl Kind {
 
 fn shared_memory(ranks: u32, deadline: Duration) -> Vec<Boxed> {
     let segment = Segment::create(Path::new("/dev/shm"), ranks, 7).unwrap();
-    let join = |shard| SharedMemory::join(segment.path(), shard, 7, deadline).unwrap();
+    let join = |shard| SharedMemory::join(segment.path(), shard, 7, PATIENCE, deadline).unwrap();
     let join = &join;
     thread::scope(|scope| {
         let threads: Vec<_> = shards(ranks)
@@ -76,7 +76,8 @@ fn tcp(ranks: u32, deadline: Duration) -> Vec<Boxed> {
     thread::scope(|scope| {
         let connect = |(shard, rendezvous)| {
             scope.spawn(move || {
-                let connected = Tcp::connect(rendezvous, shard, peers, SECRET, 7, deadline);
+                let connected =
+                    Tcp::connect(rendezvous, shard, peers, SECRET, 7, PATIENCE, deadline);
                 Box::new(connected.unwrap()) as Boxed
             })
         };

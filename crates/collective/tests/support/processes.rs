@@ -11,7 +11,7 @@ use std::{env, io, thread};
 
 use oarlock_collective::{Segment, SharedMemory, Tcp, TcpRendezvous, Transport};
 use oarlock_types::Shard;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 
 use super::{PATIENCE, SECRET};
 
@@ -108,6 +108,10 @@ impl Drop for Rank {
 pub(crate) fn group(over: Over, ranks: u32, deadline: Duration, test: &str) -> Vec<Rank> {
     let spawn = |rank| Rank::spawn(rank, ranks, deadline, test);
     let mut group: Vec<_> = (0..ranks).map(spawn).collect();
+    // Some start later than others, which is not what deadlines under test are for.
+    for rank in &mut group {
+        assert_eq!(rank.hear(), "ready");
+    }
     let segment = Segment::create(Path::new("/dev/shm"), ranks, EPOCH).unwrap();
     match over {
         Over::SharedMemory => {
@@ -150,6 +154,9 @@ pub(crate) fn serve() {
     let numbers: Vec<u32> = arguments.split(' ').map(|word| word.parse().unwrap()).collect();
     let shard = Shard { rank: numbers[0], ranks: numbers[1] };
     let deadline = Duration::from_millis(numbers[2].into());
+    // Even if the test's runner is killed: some ranks hang on purpose.
+    set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
+    say("ready");
     let mut input = io::stdin().lines().map(Result::unwrap);
     let transport = connect(&mut input, shard, deadline);
     say("joined");
@@ -188,13 +195,15 @@ fn connect(
 ) -> Box<dyn Transport> {
     let line = input.next().unwrap();
     if let Some(path) = line.strip_prefix("shared-memory ") {
-        return Box::new(SharedMemory::join(Path::new(path), shard, EPOCH, deadline).unwrap());
+        let joined = SharedMemory::join(Path::new(path), shard, EPOCH, PATIENCE, deadline);
+        return Box::new(joined.unwrap());
     }
     let rendezvous = TcpRendezvous::bind(Ipv4Addr::LOCALHOST.into()).unwrap();
     say(&rendezvous.addresses()[0]);
     let peers = input.next().unwrap();
     let peers: Vec<_> = peers.split(' ').map(|address| vec![address.to_owned()]).collect();
-    Box::new(Tcp::connect(rendezvous, shard, &peers, SECRET, EPOCH, deadline).unwrap())
+    let connected = Tcp::connect(rendezvous, shard, &peers, SECRET, EPOCH, PATIENCE, deadline);
+    Box::new(connected.unwrap())
 }
 
 fn perform(transport: &mut Box<dyn Transport>, command: &str) -> String {
