@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use futures::future::try_join_all;
-use oarlock_collective::Segment;
+use oarlock_collective::{Segment, shares_memory_with};
 use oarlock_rpc::WorkerError;
 use oarlock_types::{Epoch, GroupLink};
 use tracing::warn;
@@ -36,10 +36,12 @@ impl Links {
             return Ok(Self { link: GroupLink::Alone, hosts, segment: None });
         }
         let is_local = hosts.iter().all(|host| *host == hosts[0]);
+        let shares_memory = is_local && shares_memory_with(&hosts[0]);
         let wants_memory = match choice {
-            Collective::Auto => is_local,
-            Collective::SharedMemory if !is_local => {
-                let reason = "--collective shared-memory: the ranks are on several hosts; take tcp";
+            Collective::Auto => shares_memory,
+            Collective::SharedMemory if !shares_memory => {
+                let reason = "--collective shared-memory: the ranks and this process do not share the \
+                              memory of one host; take tcp";
                 return Err(WorkerError::Failed(reason.to_owned()));
             }
             Collective::SharedMemory => true,

@@ -7,7 +7,6 @@
 
 mod executor;
 mod fault;
-mod host;
 mod load;
 mod process;
 mod service;

@@ -22,6 +22,9 @@ use crate::process::CpuOptions;
 use crate::trace::TraceFile;
 use crate::vitals::Vitals;
 
+/// How long ranks wait for each other before they load: one may have to read its files from a slow disk
+/// first. The engine finds those that are gone or stuck by then.
+const MEETING: Duration = Duration::from_mins(2);
 /// Rows whose logits are computed at once.
 const MAX_GATHERED: usize = 32;
 
@@ -99,11 +102,11 @@ fn meet(
     let transport: Box<dyn Transport> = match &options.link {
         GroupLink::Alone => return Ok(Box::new(Alone)),
         GroupLink::SharedMemory(path) => {
-            Box::new(SharedMemory::join(Path::new(path), shard, epoch, stall)?)
+            Box::new(SharedMemory::join(Path::new(path), shard, epoch, MEETING, stall)?)
         }
         GroupLink::Tcp { addresses, secret } => {
             let rendezvous = rendezvous.context("the engine never asked this rank to listen")?;
-            Box::new(Tcp::connect(rendezvous, shard, addresses, *secret, epoch, stall)?)
+            Box::new(Tcp::connect(rendezvous, shard, addresses, *secret, epoch, MEETING, stall)?)
         }
     };
     vitals.follow(transport.progress(), transport.waiting());

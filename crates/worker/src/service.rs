@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use futures::stream::{self, BoxStream, StreamExt as _};
-use oarlock_collective::TcpRendezvous;
+use oarlock_collective::{TcpRendezvous, host_identity};
 use oarlock_rpc::{HeartbeatStream, LoadEvent, LoadStream, ResultStream, WorkerApi, WorkerError};
 use oarlock_types::{LoadOptions, StepPlan, StepResult, WorkerIdentity};
 use tokio::sync::mpsc;
@@ -16,7 +16,6 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::executor::Execute;
-use crate::host;
 use crate::load::load;
 use crate::process::CpuOptions;
 use crate::vitals::Vitals;
@@ -54,7 +53,7 @@ impl CpuWorker {
 
 impl WorkerApi for CpuWorker {
     fn identify(&self) -> WorkerIdentity {
-        host::identity()
+        WorkerIdentity { host: host_identity(), pid: std::process::id() }
     }
 
     fn listen(&self, local: bool) -> Result<Vec<String>, WorkerError> {

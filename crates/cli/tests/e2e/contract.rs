@@ -233,7 +233,11 @@ impl Subject<'_> {
                 let count = |state| server.metric(&format!("oarlock_num_requests_{state}"));
                 count("running") + count("waiting") >= all
             });
-            assert_eq!(server.metric("oarlock_generation_tokens_total"), before, "nobody was early");
+            assert_eq!(
+                server.metric("oarlock_generation_tokens_total"),
+                before,
+                "nobody was early"
+            );
             signal_all(server, Signal::CONT);
             ours.into_iter().map(|asking| asking.join().unwrap()).collect()
         });
