@@ -1,4 +1,5 @@
-//! Launch geometry of every entry.
+//! Launch geometry of every entry. `rows` is as many as the step may have: blocks of threads beyond
+//! the number in device memory return at once.
 
 use super::params::TILE_OUTPUTS;
 
@@ -56,113 +57,96 @@ pub struct Launch {
     pub shared_bytes: u32,
 }
 
-/// Constructors of launches. `rows` is as many as the step may have: blocks beyond the number in
-/// device memory return at once.
-pub mod launch {
-    use super::{Launch, LinearFormat, WorkType};
+fn plain(entry: &'static str, grid: [u32; 2], threads: u32) -> Launch {
+    Launch { entry, grid: [grid[0], grid[1], 1], threads, shared_bytes: 0 }
+}
 
-    fn plain(entry: &'static str, grid: [u32; 2], threads: u32) -> Launch {
-        Launch { entry, grid: [grid[0], grid[1], 1], threads, shared_bytes: 0 }
-    }
+/// `embed_*`.
+#[must_use]
+pub fn embed(work: WorkType, rows: u32) -> Launch {
+    plain(work.pick("embed_bf16", "embed_f32"), [rows, 1], 256)
+}
 
-    /// `embed_*`.
-    #[must_use]
-    pub fn embed(work: WorkType, rows: u32) -> Launch {
-        plain(work.pick("embed_bf16", "embed_f32"), [rows, 1], 256)
-    }
+/// `add_rms_norm_*`: the row is kept in shared memory.
+#[must_use]
+pub fn add_rms_norm(work: WorkType, rows: u32, width: u32) -> Launch {
+    let entry = work.pick("add_rms_norm_bf16", "add_rms_norm_f32");
+    Launch { shared_bytes: width * 4, ..plain(entry, [rows, 1], 256) }
+}
 
-    /// `add_rms_norm_*`: the row is kept in shared memory.
-    #[must_use]
-    pub fn add_rms_norm(work: WorkType, rows: u32, width: u32) -> Launch {
-        let entry = work.pick("add_rms_norm_bf16", "add_rms_norm_f32");
-        Launch { shared_bytes: width * 4, ..plain(entry, [rows, 1], 256) }
-    }
+/// `rms_norm_f32`.
+#[must_use]
+pub fn rms_norm(rows: u32, width: u32) -> Launch {
+    Launch { shared_bytes: width * 4, ..plain("rms_norm_f32", [rows, 1], 256) }
+}
 
-    /// `rms_norm_f32`.
-    #[must_use]
-    pub fn rms_norm(rows: u32, width: u32) -> Launch {
-        Launch { shared_bytes: width * 4, ..plain("rms_norm_f32", [rows, 1], 256) }
-    }
+/// `head_rms_norm_*`: a warp for each head.
+#[must_use]
+pub fn head_rms_norm(work: WorkType, rows: u32, num_heads: u32, num_kv_heads: u32) -> Launch {
+    let entry = work.pick("head_rms_norm_bf16", "head_rms_norm_f32");
+    plain(entry, [rows, (num_heads + num_kv_heads).div_ceil(8)], 256)
+}
 
-    /// `head_rms_norm_*`: a warp for each head.
-    #[must_use]
-    pub fn head_rms_norm(work: WorkType, rows: u32, num_heads: u32, num_kv_heads: u32) -> Launch {
-        let entry = work.pick("head_rms_norm_bf16", "head_rms_norm_f32");
-        plain(entry, [rows, (num_heads + num_kv_heads).div_ceil(8)], 256)
-    }
+/// `soft_cap_f32`.
+#[must_use]
+pub fn soft_cap(rows: u32, width: u32) -> Launch {
+    plain("soft_cap_f32", [width.div_ceil(1024), rows], 256)
+}
 
-    /// `linear_*`, in the tile that suits the number of rows.
-    #[must_use]
-    pub fn linear(format: LinearFormat, rows: u32, outputs: u32, segments: u32) -> Launch {
-        super::linear(format, rows, outputs, segments)
-    }
+/// `gather_*`.
+#[must_use]
+pub fn gather(work: WorkType, rows: u32) -> Launch {
+    plain(work.pick("gather_bf16", "gather_f32"), [rows, 1], 256)
+}
 
-    /// `soft_cap_f32`.
-    #[must_use]
-    pub fn soft_cap(rows: u32, width: u32) -> Launch {
-        plain("soft_cap_f32", [width.div_ceil(1024), rows], 256)
-    }
+/// `rotary_kv_write_*`.
+#[must_use]
+pub fn rotary_kv_write(work: WorkType, rows: u32) -> Launch {
+    plain(work.pick("rotary_kv_write_bf16", "rotary_kv_write_f32"), [rows, 1], 256)
+}
 
-    /// `gather_*`.
-    #[must_use]
-    pub fn gather(work: WorkType, rows: u32) -> Launch {
-        plain(work.pick("gather_bf16", "gather_f32"), [rows, 1], 256)
-    }
+/// `gated_activation_*`.
+#[must_use]
+pub fn gated_activation(work: WorkType, rows: u32, width: u32) -> Launch {
+    let entry = work.pick("gated_activation_bf16", "gated_activation_f32");
+    plain(entry, [width.div_ceil(1024), rows], 256)
+}
 
-    /// `rotary_kv_write_*`.
-    #[must_use]
-    pub fn rotary_kv_write(work: WorkType, rows: u32) -> Launch {
-        plain(work.pick("rotary_kv_write_bf16", "rotary_kv_write_f32"), [rows, 1], 256)
-    }
+/// `attention_*` over narrow items (at most 16 pairs each).
+#[must_use]
+pub fn attention_narrow(work: WorkType, items: u32, num_kv_heads: u32, head_dim: u32) -> Launch {
+    attention(work, 1, [items, num_kv_heads], head_dim)
+}
 
-    /// `gated_activation_*`.
-    #[must_use]
-    pub fn gated_activation(work: WorkType, rows: u32, width: u32) -> Launch {
-        let entry = work.pick("gated_activation_bf16", "gated_activation_f32");
-        plain(entry, [width.div_ceil(1024), rows], 256)
-    }
+/// `attention_bf16_*_w4` over wide items (at most 64 pairs each).
+#[must_use]
+pub fn attention_wide(items: u32, num_kv_heads: u32, head_dim: u32) -> Launch {
+    attention(WorkType::Bf16, 4, [items, num_kv_heads], head_dim)
+}
 
-    /// `attention_*` over narrow items (at most 16 pairs each).
-    #[must_use]
-    pub fn attention_narrow(
-        work: WorkType,
-        items: u32,
-        num_kv_heads: u32,
-        head_dim: u32,
-    ) -> Launch {
-        super::attention(work, 1, [items, num_kv_heads], head_dim)
-    }
+/// `attention_join_*`.
+#[must_use]
+pub fn attention_join(work: WorkType, joins: u32, num_kv_heads: u32) -> Launch {
+    let entry = work.pick("attention_join_bf16", "attention_join_f32");
+    plain(entry, [joins, num_kv_heads], 256)
+}
 
-    /// `attention_bf16_*_w4` over wide items (at most 64 pairs each).
-    #[must_use]
-    pub fn attention_wide(items: u32, num_kv_heads: u32, head_dim: u32) -> Launch {
-        super::attention(WorkType::Bf16, 4, [items, num_kv_heads], head_dim)
-    }
+/// `copy_blocks`.
+#[must_use]
+pub fn copy_blocks(pairs: u32, layers: u32) -> Launch {
+    plain("copy_blocks", [pairs, layers], 256)
+}
 
-    /// `attention_join_*`.
-    #[must_use]
-    pub fn attention_join(work: WorkType, joins: u32, num_kv_heads: u32) -> Launch {
-        let entry = work.pick("attention_join_bf16", "attention_join_f32");
-        plain(entry, [joins, num_kv_heads], 256)
-    }
+/// `logit_stats_f32`: half a warp for each segment of 1,024 logits.
+#[must_use]
+pub fn logit_stats(rows: u32, vocabulary: u32) -> Launch {
+    plain("logit_stats_f32", [vocabulary.div_ceil(8 * 1024), rows], 128)
+}
 
-    /// `copy_blocks`.
-    #[must_use]
-    pub fn copy_blocks(pairs: u32, layers: u32) -> Launch {
-        plain("copy_blocks", [pairs, layers], 256)
-    }
-
-    /// `logit_stats_f32`: half a warp for each segment of 1,024 logits.
-    #[must_use]
-    pub fn logit_stats(rows: u32, vocabulary: u32) -> Launch {
-        plain("logit_stats_f32", [vocabulary.div_ceil(8 * 1024), rows], 128)
-    }
-
-    /// `sample_f32`.
-    #[must_use]
-    pub fn sample(rows: u32) -> Launch {
-        plain("sample_f32", [rows, 1], 512)
-    }
+/// `sample_f32`.
+#[must_use]
+pub fn sample(rows: u32) -> Launch {
+    plain("sample_f32", [rows, 1], 512)
 }
 
 /// A tile of the bfloat16 linear kernels.
@@ -185,7 +169,9 @@ const LINEAR_TILES: [LinearTile; 3] = [
 /// More rows than this take the largest tile.
 const MAX_ROWS_OF_SMALL_TILES: u32 = 64;
 
-fn linear(format: LinearFormat, rows: u32, outputs: u32, segments: u32) -> Launch {
+/// `linear_*`, in the tile that suits the number of rows.
+#[must_use]
+pub fn linear(format: LinearFormat, rows: u32, outputs: u32, segments: u32) -> Launch {
     let (entries, tile_bytes) = match format {
         LinearFormat::F32 => {
             let grid = [rows.div_ceil(32), outputs.div_ceil(32), 1];

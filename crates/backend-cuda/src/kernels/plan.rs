@@ -163,9 +163,7 @@ mod tests {
 
     /// Everything that an item or a join says about its pairs: (row, head, position).
     fn pairs(row: u32, head: u32, count: u32, position: u32, group: u32) -> Vec<(u32, u32, u32)> {
-        (head..head + count)
-            .map(|i| (row + i / group, i % group, position + i / group))
-            .collect()
+        (head..head + count).map(|i| (row + i / group, i % group, position + i / group)).collect()
     }
 
     /// Checks that every pair and every part it sees is done exactly once, in slots of its own.
