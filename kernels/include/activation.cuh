@@ -1,0 +1,67 @@
+// Gated activations and the soft cap of logits: four values per thread.
+#pragma once
+
+#include "numbers.cuh"
+#include "params.cuh"
+
+namespace oarlock {
+
+// x / (1 + exp(-x))
+__device__ __forceinline__ float silu(float x) { return __fdiv_rn(x, 1.0f + exp_fixed(-x)); }
+
+// GELU by the tanh approximation (Hendrycks and Gimpel, 2016).
+__device__ __forceinline__ float gelu_tanh(float x) {
+    constexpr float ROOT = 0.79788456080286535588f;  // sqrt(2 / pi)
+    const float cubic = 0.044715f * x * x * x;
+    return 0.5f * x * (1.0f + tanh_fixed(ROOT * (x + cubic)));
+}
+
+__device__ __forceinline__ float gated(float gate, float up, uint32_t activation) {
+    return up * (activation == 0 ? silu(gate) : gelu_tanh(gate));
+}
+
+template <typename T>
+__device__ __forceinline__ void gated_activation(const GatedActivationParams &p) {
+    const uint32_t row = blockIdx.y;
+    const uint32_t first = 4 * (blockIdx.x * blockDim.x + threadIdx.x);
+    if (row >= *p.num_rows || first >= p.width) return;
+    const T *gate = static_cast<const T *>(p.gate_up) + static_cast<size_t>(row) * 2 * p.width;
+    const T *up = gate + p.width;
+    T *out = static_cast<T *>(p.out) + static_cast<size_t>(row) * p.width;
+    if (rows_of_4(static_cast<const T *>(p.gate_up), p.width) &&
+        rows_of_4(static_cast<T *>(p.out), p.width)) {
+        float gates[4], ups[4];
+        load_4(gates, gate + first);
+        load_4(ups, up + first);
+#pragma unroll
+        for (int i = 0; i < 4; i++) ups[i] = gated(gates[i], ups[i], p.activation);
+        store_4(out + first, ups);
+        return;
+    }
+    for (uint32_t i = first; i < min(first + 4, p.width); i++) {
+        out[i] = from_float<T>(gated(to_float(gate[i]), to_float(up[i]), p.activation));
+    }
+}
+
+__device__ __forceinline__ float capped(float value, float cap) {
+    return cap * tanh_fixed(__fdiv_rn(value, cap));
+}
+
+__device__ __forceinline__ void soft_cap(const SoftCapParams &p) {
+    const uint32_t first = 4 * (blockIdx.x * blockDim.x + threadIdx.x);
+    if (blockIdx.y >= *p.num_rows || first >= p.width) return;
+    float *values = p.values + static_cast<size_t>(blockIdx.y) * p.width;
+    if (rows_of_4(p.values, p.width)) {
+        float four[4];
+        load_4(four, values + first);
+#pragma unroll
+        for (int i = 0; i < 4; i++) four[i] = capped(four[i], p.cap);
+        store_4(values + first, four);
+        return;
+    }
+    for (uint32_t i = first; i < min(first + 4, p.width); i++) {
+        values[i] = capped(values[i], p.cap);
+    }
+}
+
+}  // namespace oarlock

@@ -1,0 +1,238 @@
+// What the host hands to the kernels: every entry takes exactly one of these structs, by value.
+//
+// `crates/backend-cuda/src/kernels/params.rs` mirrors them field by field (a test compares sizes).
+// Pointers are device pointers; [..] in a comment is a row-major shape; T is the entry's working type.
+#pragma once
+
+#include <stdint.h>
+
+namespace oarlock {
+
+// Tokens of one block of the KV cache.
+constexpr uint32_t BLOCK_TOKENS = 16;
+// Positions of one part of a context; every part starts from an empty state.
+constexpr uint32_t PART_POSITIONS = 256;
+// Query rows (token, head of the group) of one warp of attention: the M of mma.m16n8k16.
+constexpr uint32_t TILE_PAIRS = 16;
+// Logits of one segment of the log-sum-exp, as in crates/sampler.
+constexpr uint32_t SEGMENT_LOGITS = 1024;
+// Columns of one step of the bfloat16 linear kernels; every segment is padded to whole steps.
+constexpr uint32_t STEP_COLUMNS = 64;
+// Outputs of one tile of packed weights.
+constexpr uint32_t TILE_OUTPUTS = 16;
+
+struct EmbedParams {
+    float *out;                // [rows, width]
+    const void *table;         // [table_rows, width] of T
+    const uint32_t *tokens;    // [rows]
+    const uint32_t *num_rows;  // [1]
+    uint32_t width;
+    uint32_t first_token;      // token of the table's first row
+    uint32_t table_rows;
+    float scale;
+};
+
+struct AddRmsNormParams {
+    void *out;                 // [rows, width] of T
+    float *residual;           // [rows, width]
+    const float *delta;        // [rows, width] or null
+    const float *weight;       // [width]
+    const uint32_t *num_rows;  // [1]
+    uint32_t width;
+    float eps;
+};
+
+struct RmsNormParams {
+    float *values;             // [rows, width]
+    const float *weight;       // [width]
+    const uint32_t *num_rows;  // [1]
+    uint32_t width;
+    float eps;
+};
+
+struct HeadRmsNormParams {
+    void *qkv;                  // [rows, (num_heads + 2 num_kv_heads) head_dim] of T
+    const float *query_weight;  // [head_dim]
+    const float *key_weight;    // [head_dim]
+    const uint32_t *num_rows;   // [1]
+    uint32_t num_heads;
+    uint32_t num_kv_heads;
+    uint32_t head_dim;
+    float eps;
+};
+
+struct LinearParams {
+    void *out;                 // [rows, outputs], float32 or T
+    const void *input;         // [rows, columns] of T
+    const void *weight;        // packed values or quants (kernels/README.md)
+    const void *scales;        // Q8_0: f16 per 32 columns; Q4_K: f16 pairs (d, dmin) per 256; else null
+    const void *sub_scales;    // Q4_K: 6-bit scales and minimums; else null
+    const float *bias;         // [outputs] or null
+    const uint32_t *num_rows;  // [1]
+    uint32_t outputs;
+    uint32_t columns;          // inner width, of all segments
+    uint32_t segments;         // 1, 2, 4 or 8 equal ranges of the columns
+    uint32_t first_sub_block;  // Q4_K: place of column 0 in its super-block, in units of 32
+    uint32_t out_is_float;     // 1: out is float32, 0: T
+    uint32_t padding;
+};
+
+struct SoftCapParams {
+    float *values;             // [rows, width]
+    const uint32_t *num_rows;  // [1]
+    uint32_t width;
+    float cap;
+};
+
+struct GatherParams {
+    void *out;                 // [gathered, width] of T
+    const void *input;         // [rows, width] of T
+    const uint32_t *rows;      // [gathered]: which rows
+    const uint32_t *num_rows;  // [1]: gathered
+    uint32_t width;
+    uint32_t padding;
+};
+
+struct RotaryKvWriteParams {
+    void *qkv;                           // [rows, (num_heads + 2 num_kv_heads) head_dim] of T
+    void *cache;                         // [blocks, num_kv_heads, 2, 16, head_dim] of T: one layer
+    const float *cosines;                // [positions, head_dim / 2]
+    const float *sines;                  // [positions, head_dim / 2]
+    const uint32_t *positions;           // [rows]
+    const uint32_t *first_table_entry;   // [rows]: where the row's block table starts in `tables`
+    const uint32_t *tables;              // block tables, one after the other
+    const uint32_t *num_rows;            // [1]
+    uint32_t num_heads;
+    uint32_t num_kv_heads;
+    uint32_t head_dim;
+    uint32_t interleaved;                // 0: i with i + head_dim / 2; 1: 2 i with 2 i + 1
+};
+
+struct GatedActivationParams {
+    void *out;                 // [rows, width] of T
+    const void *gate_up;       // [rows, 2 width] of T
+    const uint32_t *num_rows;  // [1]
+    uint32_t width;
+    uint32_t activation;       // 0: SiLU, 1: GELU by tanh
+};
+
+// Work of one CTA (times KV heads) of attention. Query rows are pairs (token, head of the group),
+// numbered token by token: pair i is head (first_head + i) % group of row
+// first_row + (first_head + i) / group, whose position is first_position + the same quotient.
+struct AttentionItem {
+    uint32_t first_row;
+    uint32_t first_head;         // head in the group of pair 0
+    uint32_t num_pairs;          // 1..=16 (entries *_w1) or 1..=64 (*_w4)
+    uint32_t first_table_entry;  // of the sequence's block table in `tables`
+    uint32_t first_position;     // of first_row
+    uint32_t first_part;         // parts first_part..end_part are walked
+    uint32_t end_part;
+    uint32_t first_slot;         // WHOLE: parts are joined here and `out` is written; else the
+                                 // state of part first_part + i of pairs 16 w.. goes to slot
+                                 // first_slot + i * warps + w
+};
+constexpr uint32_t WHOLE = 0xffffffffu;
+
+// States of several parts to be joined and written; pairs as in AttentionItem.
+struct AttentionJoin {
+    uint32_t first_row;
+    uint32_t first_head;
+    uint32_t num_pairs;       // 1..=16
+    uint32_t first_position;
+    uint32_t first_part;
+    uint32_t num_parts;
+    uint32_t first_slot;      // of part first_part
+    uint32_t slot_stride;     // from one part to the next
+};
+
+struct AttentionParams {
+    void *out;                   // [rows, num_heads head_dim] of T
+    const void *qkv;             // [rows, (num_heads + 2 num_kv_heads) head_dim] of T, rotated
+    const void *cache;           // [blocks, num_kv_heads, 2, 16, head_dim] of T: one layer
+    float *workspace;            // [slots, num_kv_heads, 16, head_dim + 2]: value sums, max, sum
+    const uint32_t *tables;      // block tables, one after the other
+    const AttentionItem *items;  // [num_items]
+    const uint32_t *num_items;   // [1]
+    uint32_t num_heads;
+    uint32_t num_kv_heads;
+    uint32_t head_dim;
+    uint32_t window;             // 0: none
+    float scale;
+    float soft_cap;              // 0: none
+    float inverse_soft_cap;      // 1 / soft_cap
+    uint32_t padding;
+};
+
+struct AttentionJoinParams {
+    void *out;                   // [rows, num_heads head_dim] of T
+    const float *workspace;      // [slots, num_kv_heads, 16, head_dim + 2]
+    const AttentionJoin *joins;  // [num_joins]
+    const uint32_t *num_joins;   // [1]
+    uint32_t num_heads;
+    uint32_t num_kv_heads;
+    uint32_t head_dim;
+    uint32_t window;             // 0: none
+};
+
+struct CopyBlocksParams {
+    void *cache;                // [layers, blocks, block_bytes]
+    const uint32_t *pairs;      // [num_pairs, 2]: from, to; no block is in two pairs
+    const uint32_t *num_pairs;  // [1]
+    uint64_t block_bytes;       // of one layer, a multiple of 16
+    uint64_t layer_bytes;       // from one layer to the next
+};
+
+// What crates/sampler's `segment_stats` gives, and where the greatest logit is.
+struct SegmentStats {
+    float max;
+    float sum;
+    uint32_t best;  // lowest id of `max`; WHOLE where the segment has no number
+    uint32_t padding;
+};
+
+struct LogitStatsParams {
+    SegmentStats *stats;       // [rows, ceil(vocabulary / 1024)]
+    const float *logits;       // [rows, vocabulary]
+    const uint32_t *num_rows;  // [1]
+    uint32_t vocabulary;
+    uint32_t padding;
+};
+
+enum SampleKind : uint32_t { SAMPLE_GREEDY = 0, SAMPLE_DRAW = 1, SAMPLE_SCORE = 2, SAMPLE_NOTHING = 3 };
+
+struct SampleRequest {
+    uint64_t random;      // random bits of the draw (`random_bits` of crates/sampler)
+    uint64_t top_p;       // share times 2^32, truncated; 2^32 or more keeps all
+    uint64_t min_p;       // the same; 0 keeps all
+    float temperature;    // greater than 0, for draws
+    uint32_t top_k;       // 0: all
+    uint32_t kind;        // SampleKind; SAMPLE_NOTHING rows are left alone (the host does them)
+    uint32_t token;       // the token to score
+    uint32_t with_score;  // whether log-sum-exp, rank and top tokens are wanted
+    uint32_t num_top;     // at most max_top
+};
+
+enum SampleStatus : uint32_t { SAMPLE_OK = 0, SAMPLE_INVALID_LOGITS = 1 };
+
+struct SampleResult {
+    uint32_t status;  // SampleStatus
+    uint32_t token;   // drawn or scored
+    float log_sum_exp;
+    float logit;      // of the token
+    uint32_t rank;    // from 1
+    uint32_t num_top; // entries of top_ids and top_logits that count
+};
+
+struct SampleParams {
+    SampleResult *results;          // [rows]
+    uint32_t *top_ids;              // [rows, max_top]: best first
+    float *top_logits;              // [rows, max_top]
+    const float *logits;            // [rows, vocabulary]
+    const SegmentStats *stats;      // [rows, ceil(vocabulary / 1024)]
+    const SampleRequest *requests;  // [rows]
+    const uint32_t *num_rows;       // [1]
+    uint32_t vocabulary;            // at most 2^19 - 1
+    uint32_t max_top;
+};
+
+}  // namespace oarlock
