@@ -152,8 +152,15 @@ pub trait Backend: Sized + Send + 'static {
     /// Takes a vector.
     fn vector(&mut self, values: &[f32]) -> Result<Self::Vector, BackendError>;
 
-    /// A tensor for as many rows as the limits allow.
+    /// A tensor for as many rows as the limits allow, of the type that the backend computes with: what the
+    /// next linear layer or attention takes.
     fn tensor(&mut self, rows: RowSet, width: usize) -> Result<Self::Tensor, BackendError>;
+
+    /// The same in float32: embeddings and the residual stream, what row-parallel layers give (ranks add
+    /// it up), and logits.
+    fn float_tensor(&mut self, rows: RowSet, width: usize) -> Result<Self::Tensor, BackendError> {
+        self.tensor(rows, width)
+    }
 
     /// Angles `position * inverse_frequencies[i]`, as cosine and sine times `scale`, for positions up to the
     /// limit. `inverse_frequencies` has half a head's width.
@@ -170,11 +177,11 @@ pub trait Backend: Sized + Send + 'static {
     /// Starts a step: everything enqueued until `finish_step` is about these rows.
     fn begin_step(&mut self, input: &StepInput<'_>);
 
-    /// `out[t] = table[token[t]] * scale`; -0 for tokens that the table does not have, which another
+    /// `out[t] = table[token[t]] * scale` in float32; -0 for tokens that the table does not have, which another
     /// rank's value survives in a sum with all its bits.
     fn embed(&mut self, out: &mut Self::Tensor, table: &Self::Table, scale: f32);
 
-    /// `residual += delta` (where given), then `out = residual / rms(residual) * weight`.
+    /// `residual += delta` (where given), both float32, then `out = residual / rms(residual) * weight`.
     /// `rms(x) = sqrt(mean(x^2) + eps)`.
     fn add_rms_norm(
         &mut self,
@@ -185,8 +192,8 @@ pub trait Backend: Sized + Send + 'static {
         eps: f32,
     );
 
-    /// `values = values / rms(values) * weight`, row by row and in place: a layer's output before it
-    /// joins the residual.
+    /// `values = values / rms(values) * weight`, row by row and in place: a layer's output, float32, before
+    /// it joins the residual.
     fn rms_norm(&mut self, values: &mut Self::Tensor, weight: &Self::Vector, eps: f32);
 
     /// The same norm over each query head and each key head of `qkv`, in place. The weights are one
@@ -200,7 +207,7 @@ pub trait Backend: Sized + Send + 'static {
         params: &AttentionParams,
     );
 
-    /// `out = input * weight^T + bias`. A row-parallel layer's segments are joined by the fixed tree.
+    /// `out = input * weight^T + bias`; `out` may be of either type. A row-parallel layer's segments are joined by the fixed tree.
     fn linear(
         &mut self,
         out: &mut Self::Tensor,
@@ -239,14 +246,14 @@ pub trait Backend: Sized + Send + 'static {
         activation: Activation,
     );
 
-    /// `values = cap * tanh(values / cap)`, in place.
+    /// `values = cap * tanh(values / cap)`, float32, in place.
     fn soft_cap(&mut self, values: &mut Self::Tensor, cap: f32);
 
     /// Makes `tile` (a range of the step's `logit_rows`, at most `max_gathered` long) current, and
     /// copies the rows that it names into `out`.
     fn gather(&mut self, out: &mut Self::Tensor, input: &Self::Tensor, tile: Range<usize>);
 
-    /// Samples or scores each row of the current tile from its logits, as its [`crate::LogitRow`] says.
+    /// Samples or scores each row of the current tile from its logits, float32, as its [`crate::LogitRow`] says.
     fn sample(&mut self, logits: &Self::Tensor);
 
     /// Copies whole blocks of the cache, all layers; pairs are (from, to).

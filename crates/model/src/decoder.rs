@@ -73,23 +73,26 @@ struct Activations<B: Backend> {
 
 impl<B: Backend> Activations<B> {
     fn new(spec: &DecoderSpec, ranges: &RankRanges, backend: &mut B) -> Result<Self, BackendError> {
+        let float = |backend: &mut B, rows, width| backend.float_tensor(rows, width);
+        let residual = float(backend, RowSet::Tokens, spec.hidden)?;
+        let delta = float(backend, RowSet::Tokens, spec.hidden)?;
         let mut tokens = |width| backend.tensor(RowSet::Tokens, width);
         let heads = ranges.heads.len() * spec.head_dim;
         let kv_heads = ranges.kv_heads.len() * spec.head_dim;
         let feed_forward = ranges.feed_forward.len();
         let puts_together = ranges.shard.ranks > 1 && ranges.shard.rank == 0;
         Ok(Self {
-            residual: tokens(spec.hidden)?,
+            residual,
             normed: tokens(spec.hidden)?,
             qkv: tokens(heads + 2 * kv_heads)?,
             attention: tokens(heads)?,
-            delta: tokens(spec.hidden)?,
+            delta,
             gate_up: tokens(2 * feed_forward)?,
             gated: tokens(feed_forward)?,
             gathered: backend.tensor(RowSet::Gathered, spec.hidden)?,
-            logits: backend.tensor(RowSet::Gathered, ranges.own_vocabulary().len())?,
+            logits: float(backend, RowSet::Gathered, ranges.own_vocabulary().len())?,
             all_logits: puts_together
-                .then(|| backend.tensor(RowSet::Gathered, spec.vocab_size))
+                .then(|| float(backend, RowSet::Gathered, spec.vocab_size))
                 .transpose()?,
         })
     }

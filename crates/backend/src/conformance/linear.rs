@@ -61,11 +61,20 @@ fn run_views<B: Backend>(
     let weight = backend.pack_linear(views, split).expect("a good weight");
     let bias = bias.map(|bias| backend.vector(bias).expect("a vector"));
     let mut from = backend.tensor(RowSet::Tokens, columns).expect("a tensor");
-    let mut to = backend.tensor(RowSet::Tokens, outputs).expect("a tensor");
+    let mut to = backend.float_tensor(RowSet::Tokens, outputs).expect("a tensor");
+    let mut narrow = backend.tensor(RowSet::Tokens, outputs).expect("a tensor");
     TestStep::rows(input.len() / columns).begin(backend, &[]);
     backend.write(&mut from, input);
     backend.linear(&mut to, &from, &weight, bias.as_ref());
     let got = backend.read(&to);
+    // The other type of outputs holds the same numbers, rounded.
+    backend.linear(&mut narrow, &from, &weight, bias.as_ref());
+    let narrow_got = backend.read(&narrow);
+    backend.write(&mut narrow, &got);
+    for (narrow, want) in narrow_got.iter().zip(backend.read(&narrow)) {
+        let is_same = narrow.to_bits() == want.to_bits() || narrow.is_nan() && want.is_nan();
+        assert!(is_same, "an output of the other type is {narrow}, rounded it is {want}");
+    }
     backend.finish_step(&mut Vec::new()).expect("a working device");
     got
 }

@@ -51,10 +51,10 @@ fn run<B: Backend>(
 ) -> Vec<RowResult> {
     let mut from = backend.tensor(RowSet::Tokens, 16).expect("a tensor");
     let mut gathered = backend.tensor(RowSet::Gathered, 16).expect("a tensor");
-    let mut scores = backend.tensor(RowSet::Gathered, VOCABULARY).expect("a tensor");
+    let mut scores = backend.float_tensor(RowSet::Gathered, VOCABULARY).expect("a tensor");
     TestStep::rows(20).begin(backend, wanted);
-    let input = random_values(20 * 16, 1);
-    backend.write(&mut from, &input);
+    backend.write(&mut from, &random_values(20 * 16, 1));
+    let input = backend.read(&from);
     let mut start = 0;
     while start < wanted.len() {
         let end = wanted.len().min(start + tile);
@@ -130,7 +130,7 @@ pub(super) fn large_vocabulary<B: Backend>(make: Make<'_, B>) {
     fn run<B: Backend>(backend: &mut B, wanted: &[LogitRow<'_>], logits: &[f32]) -> Vec<RowResult> {
         let mut from = backend.tensor(RowSet::Tokens, 16).expect("a tensor");
         let mut gathered = backend.tensor(RowSet::Gathered, 16).expect("a tensor");
-        let mut scores = backend.tensor(RowSet::Gathered, LARGE).expect("a tensor");
+        let mut scores = backend.float_tensor(RowSet::Gathered, LARGE).expect("a tensor");
         TestStep::rows(wanted.len()).begin(backend, wanted);
         backend.write(&mut from, &vec![0.0; wanted.len() * 16]);
         backend.gather(&mut gathered, &from, 0..wanted.len());

@@ -1,0 +1,158 @@
+//! Streams, in which operations go in order, and events, by which others see how far they are.
+
+use std::sync::Arc;
+
+use bytemuck::Pod;
+use cudarc::driver::sys;
+
+use super::{Context, CudaError, DeviceBuffer, PinnedBuffer, check};
+
+/// A queue of the device.
+#[derive(Debug)]
+pub struct Stream {
+    stream: sys::CUstream,
+    context: Arc<Context>,
+}
+
+// SAFETY: a stream may be used from any thread with its context current.
+unsafe impl Send for Stream {}
+
+impl Stream {
+    /// A stream that does not wait for the default one.
+    pub fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
+        let mut stream = std::ptr::null_mut();
+        context.bind()?;
+        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: a context is current; one handle is written.
+        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&raw mut stream, flags) })?;
+        Ok(Self { stream, context: Arc::clone(context) })
+    }
+
+    pub(super) fn handle(&self) -> sys::CUstream {
+        self.stream
+    }
+
+    /// Waits until all that was enqueued is done. The first error of any of it is returned.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        // SAFETY: the stream lives.
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream) })
+    }
+
+    /// What comes after waits for the event's last record.
+    pub fn wait(&self, event: &Event) -> Result<(), CudaError> {
+        // SAFETY: both live; no flags are defined.
+        let result = unsafe { sys::cuStreamWaitEvent(self.stream, event.event, 0) };
+        check("cuStreamWaitEvent", result)
+    }
+
+    /// Copies `source` to the device, from `offset` bytes on. `source` must not change until the stream has
+    /// come past it.
+    ///
+    /// # Panics
+    /// If the buffer has no room for it.
+    pub fn upload<T: Pod>(
+        &self,
+        to: &DeviceBuffer,
+        offset: usize,
+        source: &PinnedBuffer<T>,
+        range: std::ops::Range<usize>,
+    ) -> Result<(), CudaError> {
+        let bytes: &[u8] = bytemuck::cast_slice(&source[range]);
+        assert!(offset + bytes.len() <= to.bytes(), "the copy ends inside of the buffer");
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let address = to.address() + offset as u64;
+        // SAFETY: both ranges exist; the source is page-locked and the caller leaves it alone.
+        let result = unsafe {
+            sys::cuMemcpyHtoDAsync_v2(address, bytes.as_ptr().cast(), bytes.len(), self.stream)
+        };
+        check("cuMemcpyHtoDAsync", result)
+    }
+
+    /// Copies from the device, from `offset` bytes on, to `target`, which holds it once the stream has come
+    /// past it.
+    ///
+    /// # Panics
+    /// If the buffer has not so many bytes.
+    pub fn download<T: Pod>(
+        &self,
+        target: &mut PinnedBuffer<T>,
+        range: std::ops::Range<usize>,
+        from: &DeviceBuffer,
+        offset: usize,
+    ) -> Result<(), CudaError> {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut target[range]);
+        assert!(offset + bytes.len() <= from.bytes(), "the copy begins inside of the buffer");
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let address = from.address() + offset as u64;
+        // SAFETY: both ranges exist; the target is page-locked and the caller waits before it looks.
+        let result = unsafe {
+            sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), address, bytes.len(), self.stream)
+        };
+        check("cuMemcpyDtoHAsync", result)
+    }
+
+    /// Sets all bytes of a buffer.
+    pub fn fill(&self, buffer: &DeviceBuffer, byte: u8) -> Result<(), CudaError> {
+        // SAFETY: the range is the buffer's.
+        let result = unsafe {
+            sys::cuMemsetD8Async(buffer.address(), byte, buffer.bytes(), self.stream)
+        };
+        check("cuMemsetD8Async", result)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            // SAFETY: made by `new`, destroyed once; the driver lets it run out.
+            let _ = unsafe { sys::cuStreamDestroy_v2(self.stream) };
+        }
+    }
+}
+
+/// A mark in a stream.
+#[derive(Debug)]
+pub struct Event {
+    event: sys::CUevent,
+    context: Arc<Context>,
+}
+
+// SAFETY: an event may be used from any thread with its context current.
+unsafe impl Send for Event {}
+
+impl Event {
+    /// An event without a time.
+    pub fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
+        let mut event = std::ptr::null_mut();
+        context.bind()?;
+        let flags = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
+        // SAFETY: a context is current; one handle is written.
+        check("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut event, flags) })?;
+        Ok(Self { event, context: Arc::clone(context) })
+    }
+
+    /// Marks the end of what is enqueued so far.
+    pub fn record(&self, stream: &Stream) -> Result<(), CudaError> {
+        // SAFETY: both live.
+        check("cuEventRecord", unsafe { sys::cuEventRecord(self.event, stream.stream) })
+    }
+
+    /// Waits for the last record.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        // SAFETY: the event lives.
+        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.event) })
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            // SAFETY: made by `new`, destroyed once.
+            let _ = unsafe { sys::cuEventDestroy_v2(self.event) };
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Linear layers on the device.
+
+use oarlock_backend::{BackendError, InnerSplit, WeightView};
+
+use crate::backend::CudaBackend;
+use crate::driver::DeviceBuffer;
+use crate::kernels::{Launch, LinearFormat, LinearParams, WorkType, launch};
+use crate::pack::{PackedPart, pack_linear};
+use crate::tensor::CudaTensor;
+
+/// A packed linear layer.
+#[derive(Debug)]
+pub struct CudaWeight {
+    pub(crate) columns: usize,
+    pub(crate) outputs: usize,
+    segments: usize,
+    pub(crate) parts: Vec<Part>,
+}
+
+/// Outputs of one format: one launch.
+#[derive(Debug)]
+pub(crate) struct Part {
+    format: LinearFormat,
+    first_output: usize,
+    outputs: usize,
+    first_sub_block: u32,
+    weight: DeviceBuffer,
+    scales: Option<DeviceBuffer>,
+    sub_scales: Option<DeviceBuffer>,
+}
+
+impl CudaWeight {
+    /// Packs a layer and sends it to the device.
+    pub(crate) fn pack(
+        backend: &mut CudaBackend,
+        views: &[WeightView<'_>],
+        split: InnerSplit,
+    ) -> Result<Self, BackendError> {
+        let packed = pack_linear(views, split, backend.work)?;
+        let name = views[0].name;
+        let parts = packed.parts.iter().map(|part| Part::send(backend, name, part));
+        Ok(Self {
+            columns: packed.columns,
+            outputs: packed.outputs,
+            segments: packed.segments,
+            parts: parts.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The launch of one part over `rows` rows; `num_rows` is where the device finds their number.
+    pub(crate) fn launch(
+        &self,
+        part: &Part,
+        (out, input): (&CudaTensor, &CudaTensor),
+        bias: Option<u64>,
+        (rows, num_rows): (u32, u64),
+    ) -> (Launch, LinearParams) {
+        let Part { format, first_output, outputs, first_sub_block, .. } = *part;
+        let address = |buffer: &Option<DeviceBuffer>| buffer.as_ref().map_or(0, DeviceBuffer::address);
+        let params = LinearParams {
+            out: out.address() + (first_output * out.element.bytes()) as u64,
+            input: input.address(),
+            weight: part.weight.address(),
+            scales: address(&part.scales),
+            sub_scales: address(&part.sub_scales),
+            bias: bias.map_or(0, |bias| bias + first_output as u64 * 4),
+            num_rows,
+            outputs: outputs as u32,
+            columns: self.columns as u32,
+            segments: self.segments as u32,
+            first_sub_block,
+            out_is_float: (out.element == WorkType::F32).into(),
+            out_stride: self.outputs as u32,
+        };
+        (launch::linear(format, rows, outputs as u32, self.segments as u32), params)
+    }
+}
+
+impl Part {
+    fn send(
+        backend: &mut CudaBackend,
+        name: &str,
+        part: &PackedPart,
+    ) -> Result<Self, BackendError> {
+        let mut plane = |bytes: &[u8]| {
+            (!bytes.is_empty()).then(|| backend.upload(name, bytes)).transpose()
+        };
+        let (scales, sub_scales) = (plane(&part.scales)?, plane(&part.sub_scales)?);
+        Ok(Self {
+            format: part.format,
+            first_output: part.first_output,
+            outputs: part.outputs,
+            first_sub_block: part.first_sub_block,
+            weight: backend.upload(name, &part.weight)?,
+            scales,
+            sub_scales,
+        })
+    }
+}
