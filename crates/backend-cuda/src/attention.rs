@@ -186,11 +186,10 @@ impl PlanSlot {
         let [narrow, wide, joins] =
             [self.plan.narrow.len(), self.plan.wide.len(), self.plan.joins.len()]
                 .map(|len| len as u32);
-        let narrow = (narrow > 0).then(|| {
-            (launch::attention_narrow(work, narrow, num_kv_heads, head_dim), params(0))
-        });
-        let wide = (wide > 0)
-            .then(|| (launch::attention_wide(wide, num_kv_heads, head_dim), params(1)));
+        let narrow = (narrow > 0)
+            .then(|| (launch::attention_narrow(work, narrow, num_kv_heads, head_dim), params(0)));
+        let wide =
+            (wide > 0).then(|| (launch::attention_wide(wide, num_kv_heads, head_dim), params(1)));
         let join = (joins > 0).then(|| {
             let params = AttentionJoinParams {
                 out: at.out,

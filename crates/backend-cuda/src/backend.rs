@@ -165,8 +165,12 @@ impl CudaBackend {
         let place = (&self.device.context, &self.stream);
         let chunks = &self.words.chunks;
         let slot = self.plans.of(place, (&self.limits, self.work), params, chunks)?;
-        let addresses =
-            Addresses { out: out.address(), qkv: qkv.address(), cache, tables: self.words.tables() };
+        let addresses = Addresses {
+            out: out.address(),
+            qkv: qkv.address(),
+            cache,
+            tables: self.words.tables(),
+        };
         let launches = slot.launches(self.work, params, addresses);
         for (launch, params) in launches.attention.into_iter().flatten() {
             self.launch(&launch, &params);
@@ -391,7 +395,10 @@ impl Backend for CudaBackend {
         eps: f32,
     ) {
         assert!(residual.element == WorkType::F32, "the residual stream is float32");
-        assert!(delta.is_none_or(|delta| delta.element == WorkType::F32), "and what is added to it");
+        assert!(
+            delta.is_none_or(|delta| delta.element == WorkType::F32),
+            "and what is added to it"
+        );
         assert!(out.element == self.work && weight.len == out.width, "a norm's width and type");
         let (rows, width) = (self.rows(residual.rows), out.width as u32);
         self.launch(

@@ -194,10 +194,10 @@ impl Sampling {
         let first = row * self.max_top;
         let top = first..first + result.num_top as usize;
         let ids = &self.top_ids.host[top.clone()];
-        let ranked = ids.iter().zip(&self.top_logits.host[top]).map(|(id, logit)| RankedToken {
-            token: TokenId(*id),
-            logprob: logit - log_sum_exp,
-        });
+        let ranked = ids
+            .iter()
+            .zip(&self.top_logits.host[top])
+            .map(|(id, logit)| RankedToken { token: TokenId(*id), logprob: logit - log_sum_exp });
         let score = TokenScore {
             logprob: result.logit - log_sum_exp,
             rank: result.rank,

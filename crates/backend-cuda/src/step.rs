@@ -61,11 +61,7 @@ impl StepWords {
     }
 
     /// Takes a step's input and sends it. The step before must have ended.
-    pub(crate) fn set(
-        &mut self,
-        stream: &Stream,
-        input: &StepInput<'_>,
-    ) -> Result<(), CudaError> {
+    pub(crate) fn set(&mut self, stream: &Stream, input: &StepInput<'_>) -> Result<(), CudaError> {
         let Places { gathered, tokens, positions, table_entries, tables, .. } = self.places;
         let words = &mut self.host[..];
         self.chunks.clear();

@@ -81,12 +81,9 @@ pub(crate) fn to_bytes(values: &[f32], element: WorkType) -> Vec<u8> {
 /// The other way.
 pub(crate) fn from_bytes(bytes: &[u8], element: WorkType) -> Vec<f32> {
     match element {
-        WorkType::F32 => bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect(),
+        WorkType::F32 => {
+            bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        }
         WorkType::Bf16 => bytes
             .as_chunks::<2>()
             .0

@@ -17,7 +17,8 @@ pub(crate) struct Uploader {
 
 impl Uploader {
     pub(crate) fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
-        let stage = || Ok::<_, CudaError>((PinnedBuffer::new(context, CHUNK)?, Event::new(context)?));
+        let stage =
+            || Ok::<_, CudaError>((PinnedBuffer::new(context, CHUNK)?, Event::new(context)?));
         Ok(Self { context: Arc::clone(context), stages: [stage()?, stage()?], next: 0 })
     }
 

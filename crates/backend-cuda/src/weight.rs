@@ -56,7 +56,8 @@ impl CudaWeight {
         (rows, num_rows): (u32, u64),
     ) -> (Launch, LinearParams) {
         let Part { format, first_output, outputs, first_sub_block, .. } = *part;
-        let address = |buffer: &Option<DeviceBuffer>| buffer.as_ref().map_or(0, DeviceBuffer::address);
+        let address =
+            |buffer: &Option<DeviceBuffer>| buffer.as_ref().map_or(0, DeviceBuffer::address);
         let params = LinearParams {
             out: out.address() + (first_output * out.element.bytes()) as u64,
             input: input.address(),
@@ -82,9 +83,8 @@ impl Part {
         name: &str,
         part: &PackedPart,
     ) -> Result<Self, BackendError> {
-        let mut plane = |bytes: &[u8]| {
-            (!bytes.is_empty()).then(|| backend.upload(name, bytes)).transpose()
-        };
+        let mut plane =
+            |bytes: &[u8]| (!bytes.is_empty()).then(|| backend.upload(name, bytes)).transpose();
         let (scales, sub_scales) = (plane(&part.scales)?, plane(&part.sub_scales)?);
         Ok(Self {
             format: part.format,

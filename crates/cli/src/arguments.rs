@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::device::{Device, DeviceArgument};
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use oarlock_engine::Collective;
@@ -183,9 +184,13 @@ pub(crate) struct ServeArguments {
     pub(crate) limits: LimitArguments,
 }
 
-/// Options of the CPU backend.
+/// What computes, and how.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CpuArguments {
+    /// What computes: auto (CUDA devices where the program has kernels for them and a driver finds one,
+    /// otherwise the CPU), cpu, cuda.
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    pub(crate) device: DeviceArgument,
     /// Threads that compute, divided over the workers; 0: one per core, and at least one per worker.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) threads: usize,
@@ -199,6 +204,11 @@ pub(crate) struct CpuArguments {
 }
 
 impl CpuArguments {
+    /// What computes.
+    pub(crate) fn device(&self) -> anyhow::Result<Device> {
+        self.device.choose()
+    }
+
     /// The instruction set; `None` for the best that the machine has.
     pub(crate) fn instruction_set(&self) -> anyhow::Result<Option<InstructionSet>> {
         if self.instruction_set == "auto" {
@@ -221,7 +231,21 @@ impl CpuArguments {
         let threads = self.threads_per_rank(ranks as usize)?.to_string();
         let dtype = self.dtype.to_string();
         let set = &self.instruction_set;
-        let words = ["--threads", &threads, "--instruction-set", set, "--dtype", &dtype];
+        // Decided once, so that all workers agree.
+        let device = self.device()?;
+        #[cfg(feature = "cuda")]
+        device.check_degree(ranks)?;
+        let device = device.to_string();
+        let words = [
+            "--device",
+            &device,
+            "--threads",
+            &threads,
+            "--instruction-set",
+            set,
+            "--dtype",
+            &dtype,
+        ];
         Ok(words.map(OsString::from).into())
     }
 

@@ -2,7 +2,10 @@
 
 mod arguments;
 mod bench;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod debug;
+mod device;
 mod fetch;
 mod keys;
 mod limits;
@@ -16,6 +19,7 @@ use std::process::ExitCode;
 
 use arguments::{Arguments, Command, FetchCommand, Model, ServeArguments, WorkerArguments};
 use clap::Parser as _;
+use device::Device;
 use oarlock_worker::{CpuOptions, WorkerOptions};
 
 fn main() -> ExitCode {
@@ -72,15 +76,23 @@ fn run_worker(arguments: WorkerArguments) -> anyhow::Result<()> {
     let options = WorkerOptions {
         socket: arguments.socket,
         engine_pid: arguments.engine_pid,
-        cpu: CpuOptions {
-            threads: arguments.cpu.threads,
-            instruction_set: arguments.cpu.instruction_set()?,
-            dtype: arguments.cpu.dtype,
-        },
         collective_host: arguments.collective_host,
         trace: arguments.trace,
     };
     // The runtime only carries messages; the backend has threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(oarlock_worker::run(options))
+    match arguments.cpu.device()? {
+        Device::Cpu => {
+            let kind = CpuOptions {
+                threads: arguments.cpu.threads,
+                instruction_set: arguments.cpu.instruction_set()?,
+                dtype: arguments.cpu.dtype,
+            };
+            runtime.block_on(oarlock_worker::run(options, kind))
+        }
+        #[cfg(feature = "cuda")]
+        Device::Cuda => {
+            runtime.block_on(oarlock_worker::run(options, cuda::CudaKind::new(arguments.cpu.dtype)))
+        }
+    }
 }

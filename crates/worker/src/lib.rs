@@ -7,6 +7,7 @@
 
 mod executor;
 mod fault;
+mod kind;
 mod load;
 mod process;
 mod service;
@@ -15,6 +16,7 @@ mod trace;
 mod vitals;
 
 pub use executor::{Execute, Executor, PlanError};
+pub use kind::{BackendKind, CpuOptions, Memory};
 pub use oarlock_backend_cpu::{Dtype, InstructionSet};
 pub use oarlock_model::TRACED_OPERATIONS;
-pub use process::{CpuOptions, WorkerOptions, run};
+pub use process::{WorkerOptions, run};

@@ -6,10 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use oarlock_backend::{Backend, BackendLimits};
-use oarlock_backend_cpu::{CpuBackend, Dtype};
-use oarlock_collective::{
-    Alone, Collective, HostCollective, SharedMemory, Tcp, TcpRendezvous, Transport,
-};
+use oarlock_collective::{Alone, Collective, SharedMemory, Tcp, TcpRendezvous, Transport};
 use oarlock_model::Checkpoint;
 use oarlock_types::{
     BLOCK_TOKENS, Fingerprint, GroupLink, LoadOptions, LoadProgress, WorkerDescription,
@@ -18,7 +15,7 @@ use oarlock_types::{
 
 use crate::executor::{Execute, Executor};
 use crate::fault::Fault;
-use crate::process::CpuOptions;
+use crate::kind::{BackendKind, Memory};
 use crate::trace::TraceFile;
 use crate::vitals::Vitals;
 
@@ -29,9 +26,9 @@ const MEETING: Duration = Duration::from_mins(2);
 const MAX_GATHERED: usize = 32;
 
 /// Meets the other ranks, then opens, packs and describes this rank's part of the model.
-pub(crate) fn load(
+pub(crate) fn load<K: BackendKind>(
     options: &LoadOptions,
-    (cpu, trace): (CpuOptions, Option<&Path>),
+    (kind, trace): (&K, Option<&Path>),
     rendezvous: Option<TcpRendezvous>,
     vitals: &Vitals,
     mut progress: impl FnMut(LoadProgress),
@@ -41,20 +38,20 @@ pub(crate) fn load(
     checkpoint.check_shard(options.shard)?;
     let card = checkpoint.card()?;
     let limits = resolve(options.limits, card.context_length);
-    check_memory(&checkpoint, options, limits, cpu.dtype)?;
+    check_memory(&checkpoint, options, limits, &kind.memory(options.shard)?)?;
     let backend_limits = BackendLimits {
         max_tokens: limits.max_step_tokens as usize,
         max_gathered: MAX_GATHERED,
         max_chunks: limits.num_slots as usize,
         max_positions: limits.max_sequence_tokens as usize,
     };
-    let mut backend = CpuBackend::new(cpu.config(), backend_limits)?;
+    let mut backend = kind.make(options.shard, backend_limits)?;
     let fault = Fault::from_environment(options.shard, options.limits.epoch);
-    let collective = fault.wrap(meet(options, rendezvous, vitals)?);
+    let collective = fault.wrap(meet::<K>(options, rendezvous, vitals)?);
     let total_bytes = checkpoint.shard_bytes(options.shard);
     progress(LoadProgress { loaded_bytes: 0, total_bytes });
     let work = vitals.progress();
-    backend.set_progress(work.clone());
+    K::follow(&mut backend, work.clone());
     // Hashed while it loads; a model that cannot be loaded does not wait for its hash.
     let stop = AtomicBool::new(!options.hash_weights);
     let hashing = work.clone();
@@ -92,11 +89,11 @@ pub(crate) fn load(
 }
 
 /// The way to the other ranks, once all have met.
-fn meet(
+fn meet<K: BackendKind>(
     options: &LoadOptions,
     rendezvous: Option<TcpRendezvous>,
     vitals: &Vitals,
-) -> anyhow::Result<Box<dyn Collective<CpuBackend>>> {
+) -> anyhow::Result<Box<dyn Collective<K::Backend>>> {
     let (shard, epoch) = (options.shard, options.limits.epoch.0);
     let stall = Duration::from_millis(options.stall_ms.into());
     let transport: Box<dyn Transport> = match &options.link {
@@ -110,41 +107,35 @@ fn meet(
         }
     };
     vitals.follow(transport.progress(), transport.waiting());
-    Ok(Box::new(HostCollective::new(transport)))
+    K::collective(transport)
 }
 
-/// Refuses a cache that this machine has no memory for, before the kernel ends a worker over it. All
-/// ranks of the host load at the same time.
+/// Refuses a cache that there is no memory for, before the kernel ends a worker over it. All ranks of the
+/// host load at the same time.
 fn check_memory(
     checkpoint: &Checkpoint,
     options: &LoadOptions,
     limits: WorkerLimits,
-    dtype: Dtype,
+    memory: &Memory,
 ) -> anyhow::Result<()> {
-    let (shard, ranks) = (options.shard, u64::from(options.ranks_on_host));
+    let shard = options.shard;
+    let ranks = if memory.is_shared { u64::from(options.ranks_on_host) } else { 1 };
     let tokens = u64::from(limits.num_blocks) * BLOCK_TOKENS as u64;
     let elements = checkpoint.kv_elements_per_token(shard) as u64;
-    let cache = tokens * elements * dtype.kv_element_bytes() as u64 * ranks;
-    let packed = checkpoint.packed_shard_bytes(shard, &|kind| dtype.packed_bits(kind));
+    let cache = tokens * elements * memory.kv_element_bytes * ranks;
+    let packed = checkpoint.packed_shard_bytes(shard, &memory.packed_bits);
     let weights = packed.saturating_mul(ranks);
-    let available = available_memory().unwrap_or(u64::MAX);
+    let available = memory.available_bytes.unwrap_or(u64::MAX);
     anyhow::ensure!(
         cache.saturating_add(weights) <= available,
-        "a KV cache of {tokens} tokens (--kv-cache-tokens) takes {} MiB and the weights {} MiB; this \
-         machine has {} MiB of memory available",
+        "a KV cache of {tokens} tokens (--kv-cache-tokens) takes {} MiB and the weights {} MiB; {} has {} \
+         MiB of memory available",
         cache >> 20,
         weights >> 20,
+        memory.name,
         available >> 20,
     );
     Ok(())
-}
-
-/// Bytes that Linux could give to a process now; `None` elsewhere.
-fn available_memory() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes << 10)
 }
 
 /// Limits with every 0 resolved: one sequence is bounded by the model and by the cache.

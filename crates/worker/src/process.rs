@@ -6,31 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use oarlock_backend_cpu::{CpuConfig, Dtype, InstructionSet};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::service::CpuWorker;
-
-/// How the CPU backend computes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct CpuOptions {
-    /// Threads; 0 takes as many as there are cores.
-    pub threads: usize,
-    /// The instruction set; `None` takes the best that the machine has.
-    pub instruction_set: Option<InstructionSet>,
-    /// What it computes with.
-    pub dtype: Dtype,
-}
-
-impl CpuOptions {
-    pub(crate) fn config(self) -> CpuConfig {
-        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let threads = if self.threads == 0 { cores() } else { self.threads };
-        CpuConfig { threads, instruction_set: self.instruction_set, dtype: self.dtype }
-    }
-}
+use crate::kind::BackendKind;
+use crate::service::Worker;
 
 /// What a worker process is told on its command line.
 #[derive(Clone, Debug)]
@@ -39,23 +20,21 @@ pub struct WorkerOptions {
     pub socket: PathBuf,
     /// Process id of the engine; the worker ends with it.
     pub engine_pid: u32,
-    /// The CPU backend's options.
-    pub cpu: CpuOptions,
     /// Where to write checksums of all that is computed.
     pub trace: Option<PathBuf>,
     /// The address at which other ranks reach this one; `None` lets the worker choose.
     pub collective_host: Option<IpAddr>,
 }
 
-/// Runs a worker until its engine goes.
-pub async fn run(options: WorkerOptions) -> anyhow::Result<()> {
+/// Runs a worker on this kind of backend until its engine goes.
+pub async fn run<K: BackendKind>(options: WorkerOptions, kind: K) -> anyhow::Result<()> {
     end_with(options.engine_pid)?;
     // A supervisor's SIGTERM to the whole service is for the engine, which drains; its workers must
     // outlive that. Listening for the signals is what takes their effect away.
     let _ignored = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let listener = listen(&options.socket)
         .with_context(|| format!("cannot listen on {}", options.socket.display()))?;
-    let worker = Arc::new(CpuWorker::new(options.cpu, options.collective_host, options.trace));
+    let worker = Arc::new(Worker::new(kind, options.collective_host, options.trace));
     oarlock_rpc::serve_worker(worker, listener, std::future::pending()).await?;
     Ok(())
 }

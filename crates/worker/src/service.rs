@@ -16,16 +16,16 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::executor::Execute;
+use crate::kind::BackendKind;
 use crate::load::load;
-use crate::process::CpuOptions;
 use crate::vitals::Vitals;
 
 /// Messages that wait for the engine to read them.
 const QUEUE: usize = 8;
 
-/// A worker on the CPU backend.
-pub(crate) struct CpuWorker {
-    options: CpuOptions,
+/// A worker on one kind of backend.
+pub(crate) struct Worker<K> {
+    kind: Arc<K>,
     /// Where it listens for other ranks, if it is to say.
     collective_host: Option<IpAddr>,
     trace: Option<PathBuf>,
@@ -34,14 +34,10 @@ pub(crate) struct CpuWorker {
     loaded: Arc<Mutex<Option<Box<dyn Execute>>>>,
 }
 
-impl CpuWorker {
-    pub(crate) fn new(
-        options: CpuOptions,
-        collective_host: Option<IpAddr>,
-        trace: Option<PathBuf>,
-    ) -> Self {
+impl<K: BackendKind> Worker<K> {
+    pub(crate) fn new(kind: K, collective_host: Option<IpAddr>, trace: Option<PathBuf>) -> Self {
         Self {
-            options,
+            kind: Arc::new(kind),
             collective_host,
             trace,
             rendezvous: Arc::default(),
@@ -51,7 +47,7 @@ impl CpuWorker {
     }
 }
 
-impl WorkerApi for CpuWorker {
+impl<K: BackendKind> WorkerApi for Worker<K> {
     fn identify(&self) -> WorkerIdentity {
         WorkerIdentity { host: host_identity(), pid: std::process::id() }
     }
@@ -81,14 +77,14 @@ impl WorkerApi for CpuWorker {
 
     fn load(&self, options: LoadOptions) -> LoadStream {
         let (events, receiver) = mpsc::channel(QUEUE);
-        let (cpu, loaded) = (self.options, Arc::clone(&self.loaded));
+        let (kind, loaded) = (Arc::clone(&self.kind), Arc::clone(&self.loaded));
         let (vitals, trace) = (Arc::clone(&self.vitals), self.trace.clone());
         let rendezvous = self.rendezvous.lock().unwrap_or_else(PoisonError::into_inner).take();
         std::thread::spawn(move || {
             // A progress message that finds the queue full is dropped: the next one says more.
             let progress = |so_far| drop(events.try_send(Ok(LoadEvent::Progress(so_far))));
             let attempt = catch_unwind(AssertUnwindSafe(|| {
-                load(&options, (cpu, trace.as_deref()), rendezvous, &vitals, progress)
+                load(&options, (&*kind, trace.as_deref()), rendezvous, &vitals, progress)
             }));
             let last =
                 match attempt.unwrap_or_else(|_| Err(anyhow!("loading panicked; see the log"))) {

@@ -21,7 +21,9 @@ use thiserror::Error;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum CudaError {
     /// There is no driver.
-    #[error("no CUDA driver: libcuda.so.1 cannot be loaded; install NVIDIA's driver, or take --device cpu")]
+    #[error(
+        "no CUDA driver: libcuda.so.1 cannot be loaded; install NVIDIA's driver, or take --device cpu"
+    )]
     NoDriver,
     /// No device of that number.
     #[error("CUDA device {ordinal} does not exist: this machine has {count}")]

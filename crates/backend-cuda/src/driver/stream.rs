@@ -98,9 +98,8 @@ impl Stream {
     /// Sets all bytes of a buffer.
     pub fn fill(&self, buffer: &DeviceBuffer, byte: u8) -> Result<(), CudaError> {
         // SAFETY: the range is the buffer's.
-        let result = unsafe {
-            sys::cuMemsetD8Async(buffer.address(), byte, buffer.bytes(), self.stream)
-        };
+        let result =
+            unsafe { sys::cuMemsetD8Async(buffer.address(), byte, buffer.bytes(), self.stream) };
         check("cuMemsetD8Async", result)
     }
 }

@@ -1,0 +1,62 @@
+//! The CUDA backend as a worker makes it.
+
+use anyhow::bail;
+use oarlock_backend::{BackendLimits, Progress};
+use oarlock_backend_cuda::{CudaBackend, CudaDevice, CudaError, HAS_KERNELS, WorkType};
+use oarlock_collective::{Collective, Transport};
+use oarlock_types::Shard;
+use oarlock_worker::{BackendKind, Dtype, Memory};
+
+/// Why no CUDA device can compute here, if none can.
+pub(crate) fn check() -> Result<(), CudaError> {
+    if !HAS_KERNELS {
+        return Err(CudaError::NoKernels);
+    }
+    match oarlock_backend_cuda::device_count()? {
+        0 => Err(CudaError::NoDevice { ordinal: 0, count: 0 }),
+        _ => Ok(()),
+    }
+}
+
+/// A rank computes on the device of its number.
+pub(crate) struct CudaKind {
+    work: WorkType,
+}
+
+impl CudaKind {
+    pub(crate) fn new(dtype: Dtype) -> Self {
+        let work = match dtype {
+            Dtype::Auto | Dtype::Bfloat16 => WorkType::Bf16,
+            Dtype::Float32 => WorkType::F32,
+        };
+        Self { work }
+    }
+}
+
+impl BackendKind for CudaKind {
+    type Backend = CudaBackend;
+
+    fn make(&self, shard: Shard, limits: BackendLimits) -> anyhow::Result<CudaBackend> {
+        let device = CudaDevice::open(shard.rank as usize)?;
+        Ok(CudaBackend::new(&device, self.work, limits)?)
+    }
+
+    fn follow(backend: &mut CudaBackend, progress: Progress) {
+        backend.set_progress(progress);
+    }
+
+    fn collective(_: Box<dyn Transport>) -> anyhow::Result<Box<dyn Collective<CudaBackend>>> {
+        bail!("CUDA devices cannot work together yet: --tensor-parallel 1")
+    }
+
+    fn memory(&self, _: Shard) -> anyhow::Result<Memory> {
+        // The device says itself what it has no room for.
+        Ok(Memory {
+            available_bytes: None,
+            is_shared: false,
+            kv_element_bytes: self.work.bytes() as u64,
+            packed_bits: |_| None,
+            name: "the device",
+        })
+    }
+}
