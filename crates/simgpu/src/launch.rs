@@ -33,8 +33,11 @@ pub struct Options {
     pub late_stores: bool,
     /// Report races on shared memory.
     pub check_races: bool,
-    /// Report reads of bytes that nobody wrote.
+    /// Report reads of global and local bytes that nobody wrote.
     pub check_uninitialized: bool,
+    /// Report reads of shared bytes that nobody wrote. Pipelines that load a fragment ahead of its use,
+    /// as CUTLASS's do, read past their last stage, and never use what they read.
+    pub check_uninitialized_shared: bool,
     /// Count sectors, DRAM bytes and bank conflicts (slower).
     pub count_memory: bool,
     /// Size of the L2 model.
@@ -52,6 +55,7 @@ impl Default for Options {
             late_stores: true,
             check_races: true,
             check_uninitialized: true,
+            check_uninitialized_shared: true,
             count_memory: false,
             l2_bytes: 40 << 20,
             max_block_instructions: 1 << 36,
