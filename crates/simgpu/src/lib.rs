@@ -18,10 +18,14 @@
 )]
 
 mod counters;
+mod decode;
+mod exec;
 mod fault;
 mod launch;
 mod memory;
 mod module;
+mod numbers;
+mod ptx;
 
 pub use counters::{Banks, Counters, LineCounters, Traffic};
 pub use fault::{Fault, FaultKind, PtxError, Space};

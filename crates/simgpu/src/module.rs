@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::decode::{decode, flatten, has_features};
+use crate::exec::program::Program;
 use crate::fault::PtxError;
 use crate::memory::{Memory, MemoryError};
+use crate::ptx::{self, Function, Initial, Tree, Variable, VariableSpace};
 
 /// A parameter of an entry, as it lies in the launch's parameter bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +29,7 @@ pub struct Entry {
     pub(crate) local_bytes: u32,
     pub(crate) num_registers: u32,
     pub(crate) max_threads: Option<[u32; 3]>,
+    pub(crate) program: Program,
 }
 
 impl Entry {
@@ -75,12 +79,25 @@ pub struct Module {
 #[derive(Debug, Default)]
 pub(crate) struct ModuleInner {
     pub(crate) entries: Vec<Entry>,
+    pub(crate) source: String,
+    variables: Vec<Variable>,
 }
 
 impl Module {
     /// Parses and decodes a text; an instruction that is not known fails here.
-    pub fn parse(_ptx: &str) -> Result<Self, PtxError> {
-        Ok(Self { inner: Arc::default() })
+    pub fn parse(ptx: &str) -> Result<Self, PtxError> {
+        if !has_features() {
+            let message = "the simulator needs a processor with AVX2 and FMA".to_owned();
+            return Err(PtxError { line: 0, message, text: String::new() });
+        }
+        // Drivers are given text that ends with a zero byte.
+        let source = ptx.trim_end_matches('\0').to_owned();
+        let tree = ptx::parse(&source)?;
+        let functions = tree.functions.iter().filter(|function| function.is_entry);
+        let entries: Result<_, _> =
+            functions.map(|function| entry(&tree, &source, function)).collect();
+        let inner = ModuleInner { entries: entries?, source, variables: tree.variables };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The kernel of that name.
@@ -94,9 +111,60 @@ impl Module {
     }
 
     /// Places the module's variables in a device's memory.
-    pub fn load(&self, _memory: &Memory) -> Result<LoadedModule, MemoryError> {
-        Ok(LoadedModule { module: self.clone(), variables: BTreeMap::new() })
+    pub fn load(&self, memory: &Memory) -> Result<LoadedModule, MemoryError> {
+        let mut addresses = vec![];
+        let mut variables = BTreeMap::new();
+        for variable in &self.inner.variables {
+            let is_placed = matches!(variable.space, VariableSpace::Global | VariableSpace::Const);
+            let address = if is_placed { memory.allocate(u64::from(variable.bytes))? } else { 0 };
+            addresses.push(address);
+            if is_placed {
+                variables.insert(variable.name.clone(), (address, u64::from(variable.bytes)));
+            }
+        }
+        for (variable, &address) in self.inner.variables.iter().zip(&addresses) {
+            if address != 0 {
+                memory.write(address, &initial_bytes(variable, &variables))?;
+            }
+        }
+        Ok(LoadedModule { module: self.clone(), variables, addresses })
     }
+}
+
+/// What a variable holds at first: zeros where the text gives nothing.
+fn initial_bytes(variable: &Variable, variables: &BTreeMap<String, (u64, u64)>) -> Vec<u8> {
+    let mut bytes = vec![];
+    for initial in &variable.initial {
+        let value = match initial {
+            Initial::Value(value) => *value,
+            Initial::Symbol(name, offset) => {
+                variables.get(name).map_or(0, |(address, _)| address.wrapping_add_signed(*offset))
+            }
+        };
+        bytes.extend_from_slice(&value.to_le_bytes()[..variable.scalar.bytes() as usize]);
+    }
+    bytes.resize(variable.bytes as usize, 0);
+    bytes
+}
+
+fn entry(tree: &Tree, source: &str, function: &Function) -> Result<Entry, PtxError> {
+    let mut params: Vec<Param> = vec![];
+    for param in &function.params {
+        let end = params.last().map_or(0, |last| last.offset + last.size);
+        let (size, align) = (param.bytes as usize, param.align as usize);
+        params.push(Param { offset: end.next_multiple_of(align), size, align });
+    }
+    let decoded = decode(&flatten(tree, source, function)?, source)?;
+    let program = decoded.program;
+    Ok(Entry {
+        name: function.name.clone(),
+        params,
+        static_shared_bytes: program.shared_bytes,
+        local_bytes: program.local_bytes,
+        num_registers: decoded.num_registers,
+        max_threads: function.max_threads,
+        program,
+    })
 }
 
 /// A module on a device.
@@ -104,7 +172,9 @@ impl Module {
 pub struct LoadedModule {
     pub(crate) module: Module,
     /// Name to address and length.
-    pub(crate) variables: BTreeMap<String, (u64, u64)>,
+    variables: BTreeMap<String, (u64, u64)>,
+    /// Addresses in the text's order.
+    pub(crate) addresses: Vec<u64>,
 }
 
 impl LoadedModule {
