@@ -58,6 +58,21 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&to)[4], cons
                  : "memory");
 }
 
+// Four floats of shared memory, in the order of the program: the compiler does not gather loads, whose
+// registers it would run out of.
+__device__ __forceinline__ void load_shared_4(float (&to)[4], const float *from) {
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];\n"
+                 : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3])
+                 : "r"(shared_address(from))
+                 : "memory");
+}
+
+__device__ __forceinline__ void store_shared_4(float *to, const float (&from)[4]) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(shared_address(to)),
+                 "f"(from[0]), "f"(from[1]), "f"(from[2]), "f"(from[3])
+                 : "memory");
+}
+
 // Two floats to two bfloat16 (nearest even), `low` in the low half.
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     uint32_t packed;

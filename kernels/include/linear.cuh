@@ -207,6 +207,7 @@ __device__ __forceinline__ void store(const float (&sums)[Tile::WARP_M][Tile::WA
                                       const LinearParams &p, uint32_t first_output,
                                       uint32_t first_row, uint32_t num_rows) {
     const uint32_t lane = threadIdx.x % 32;
+    const uint32_t stride = p.out_stride == 0 ? p.outputs : p.out_stride;
 #pragma unroll
     for (int m = 0; m < Tile::WARP_M; m++) {
 #pragma unroll
@@ -218,7 +219,7 @@ __device__ __forceinline__ void store(const float (&sums)[Tile::WARP_M][Tile::WA
             for (int n = 0; n < Tile::WARP_N; n++) {
                 const uint32_t row = first_row + 8 * n + lane % 4 * 2 + i % 2;
                 if (row >= num_rows) continue;
-                const size_t at = static_cast<size_t>(row) * p.outputs + output;
+                const size_t at = static_cast<size_t>(row) * stride + output;
                 const float value = p.bias == nullptr ? sums[m][n][i] : sums[m][n][i] + bias;
                 if (p.out_is_float != 0) {
                     static_cast<float *>(p.out)[at] = value;

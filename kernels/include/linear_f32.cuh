@@ -78,12 +78,13 @@ __device__ __forceinline__ void linear_float(const LinearParams &p) {
             totals[i / 2][i % 2] = join_segment(sums[i / 2][i % 2], pending[i / 2][i % 2], segment);
         }
     }
+    const uint32_t stride = p.out_stride == 0 ? p.outputs : p.out_stride;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const uint32_t row = first_row + r + 16 * (i / 2), output = first_output + o + 16 * (i % 2);
         if (row < num_rows && output < p.outputs) {
             const float total = totals[i / 2][i % 2];
-            static_cast<float *>(p.out)[static_cast<size_t>(row) * p.outputs + output] =
+            static_cast<float *>(p.out)[static_cast<size_t>(row) * stride + output] =
                 p.bias == nullptr ? total : total + p.bias[output];
         }
     }

@@ -62,7 +62,7 @@ struct HeadRmsNormParams {
 };
 
 struct LinearParams {
-    void *out;                 // [rows, outputs], float32 or T
+    void *out;                 // [rows, outputs] with out_stride, float32 or T
     const void *input;         // [rows, columns] of T
     const void *weight;        // packed values or quants (kernels/README.md)
     const void *scales;        // Q8_0: f16 per 32 columns; Q4_K: f16 pairs (d, dmin) per 256; else null
@@ -74,7 +74,7 @@ struct LinearParams {
     uint32_t segments;         // 1, 2, 4 or 8 equal ranges of the columns
     uint32_t first_sub_block;  // Q4_K: place of column 0 in its super-block, in units of 32
     uint32_t out_is_float;     // 1: out is float32, 0: T
-    uint32_t padding;
+    uint32_t out_stride;       // values from one row of out to the next; 0: outputs
 };
 
 struct SoftCapParams {
@@ -149,7 +149,7 @@ struct AttentionParams {
     void *out;                   // [rows, num_heads head_dim] of T
     const void *qkv;             // [rows, (num_heads + 2 num_kv_heads) head_dim] of T, rotated
     const void *cache;           // [blocks, num_kv_heads, 2, 16, head_dim] of T: one layer
-    float *workspace;            // [slots, num_kv_heads, 16, head_dim + 2]: value sums, max, sum
+    float *workspace;            // [slots, num_kv_heads]: value sums [16, head_dim], max and sum [16, 2]
     const uint32_t *tables;      // block tables, one after the other
     const AttentionItem *items;  // [num_items]
     const uint32_t *num_items;   // [1]
@@ -165,7 +165,7 @@ struct AttentionParams {
 
 struct AttentionJoinParams {
     void *out;                   // [rows, num_heads head_dim] of T
-    const float *workspace;      // [slots, num_kv_heads, 16, head_dim + 2]
+    const float *workspace;      // [slots, num_kv_heads]: [16, head_dim], [16, 2]
     const AttentionJoin *joins;  // [num_joins]
     const uint32_t *num_joins;   // [1]
     uint32_t num_heads;

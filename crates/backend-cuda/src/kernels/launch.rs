@@ -208,14 +208,15 @@ fn attention(work: WorkType, warps: u32, grid: [u32; 2], head_dim: u32) -> Launc
     if work == WorkType::F32 {
         return Launch { entry: "attention_f32", grid, threads: 128, shared_bytes: 0 };
     }
-    let (padded, tile, entries) = match head_dim {
-        0..=64 => (64, 64, ["attention_bf16_d64_w1", "attention_bf16_d64_w4"]),
-        65..=128 => (128, 64, ["attention_bf16_d128_w1", "attention_bf16_d128_w4"]),
-        _ => (256, 32, ["attention_bf16_d256_w1", "attention_bf16_d256_w4"]),
+    // As in `kernels/src/attention.cu`: padded width, positions of a stage, stages.
+    let (padded, tile, num_stages, entries) = match head_dim {
+        0..=64 => (64, 64, 3, ["attention_bf16_d64_w1", "attention_bf16_d64_w4"]),
+        65..=128 => (128, 32, 3, ["attention_bf16_d128_w1", "attention_bf16_d128_w4"]),
+        _ => (256, 16, 4, ["attention_bf16_d256_w1", "attention_bf16_d256_w4"]),
     };
-    // Queries, two stages of keys and values, and the joined state of earlier parts in float32.
+    // Queries, stages of keys and values, and the joined state of earlier parts in float32.
     let queries = warps * 16 * padded * 2;
-    let stages = 2 * 2 * tile * padded * 2;
+    let stages = num_stages * 2 * tile * padded * 2;
     let joined = warps * 16 * padded * 4;
     let entry = entries[usize::from(warps > 1)];
     Launch { entry, grid, threads: 32 * warps, shared_bytes: queries + stages + joined }

@@ -87,7 +87,7 @@ params! {
         segments: u32,
         first_sub_block: u32,
         out_is_float: u32,
-        padding: u32,
+        out_stride: u32,
     }
     /// Of `soft_cap_f32`.
     SoftCapParams {

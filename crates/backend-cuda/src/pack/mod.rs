@@ -1,1 +1,6 @@
-//! Weights in the layouts that the kernels read.
+//! Weights in the layouts that the kernels read (`kernels/README.md` describes them).
+
+mod linear;
+mod tile;
+
+pub use linear::{PackedLinear, PackedPart, pack_linear, pack_table};
