@@ -39,7 +39,9 @@ fn main() {
         println!("no kernels: run `cargo xtask cuda-toolkit` first");
         return;
     }
-    println!("| entry | threads | registers | static, dynamic shared bytes | spills, stack | blocks, warps per multiprocessor |");
+    println!(
+        "| entry | threads | registers | static, dynamic shared bytes | spills, stack | blocks, warps per multiprocessor |"
+    );
     println!("|---|---|---|---|---|---|");
     let launches = launches();
     for module in MODULES {
@@ -128,7 +130,9 @@ fn occupancy(device: &Device, resources: Resources, launch: &Launch) -> (u32, u3
     // Registers are given to a warp in units of 256.
     let per_warp = (resources.registers * 32).next_multiple_of(256).max(256);
     let shared = resources.shared_bytes + launch.shared_bytes + device.reserved_bytes;
-    let blocks =
-        (WARPS / warps).min(BLOCKS).min(REGISTERS / per_warp / warps).min(device.shared_bytes / shared);
+    let blocks = (WARPS / warps)
+        .min(BLOCKS)
+        .min(REGISTERS / per_warp / warps)
+        .min(device.shared_bytes / shared);
     (blocks, blocks * warps)
 }
