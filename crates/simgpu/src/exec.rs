@@ -1,0 +1,22 @@
+//! Execution of decoded programs, warp by warp.
+
+mod access;
+mod atomics;
+pub(crate) mod block;
+pub(crate) mod cache;
+mod collective;
+mod convert;
+mod copies;
+mod global;
+pub(crate) mod kernel;
+mod local;
+mod matrix;
+pub(crate) mod program;
+mod races;
+pub(crate) mod random;
+pub(crate) mod registers;
+mod shared;
+mod stores;
+pub(crate) mod tally;
+mod warp;
+pub(crate) mod windows;
