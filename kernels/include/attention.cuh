@@ -39,6 +39,7 @@ struct Attention {
     uint32_t kv_head, group;
     Seen seen;       // what any query of the block sees: nothing else is loaded
     uint32_t lane;
+    uint32_t warp;
     uint32_t warp_pairs;  // of this warp
     Seen own[2];          // what the lane's queries (lane / 4, and 8 more) see
     Seen warp_seen;       // what any query of the warp sees
@@ -53,7 +54,9 @@ struct Attention {
         kv_head = blockIdx.y;
         group = p.num_heads / p.num_kv_heads;
         lane = threadIdx.x % 32;
-        const uint32_t first_pair = threadIdx.x / 32 * TILE_PAIRS;
+        // A shuffle tells the compiler that all lanes agree, so that branches on it do not diverge.
+        warp = Shape::WARPS == 1 ? 0 : __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+        const uint32_t first_pair = warp * TILE_PAIRS;
         warp_pairs = item.num_pairs > first_pair ? min(item.num_pairs - first_pair, TILE_PAIRS) : 0;
         const Seen newest = seen_of(item.num_pairs - 1);
         seen = Seen{seen_of(0).first, newest.last};
@@ -343,7 +346,7 @@ struct Attention {
     __device__ __forceinline__ void write_part(uint32_t part) const {
         if (warp_pairs == 0 || !sees_part(warp_seen, part)) return;
         const uint32_t slot =
-            item.first_slot + (part - item.first_part) * Shape::WARPS + threadIdx.x / 32;
+            item.first_slot + (part - item.first_part) * Shape::WARPS + warp;
         float *to = p.workspace + slot_offset(slot, kv_head, p.num_kv_heads, p.head_dim);
         float *states = to + TILE_PAIRS * p.head_dim;
 #pragma unroll
@@ -372,8 +375,8 @@ struct Joined {
     float max[2], sum[2];
     bool is_empty[2];
 
-    __device__ __forceinline__ explicit Joined(float *shared)
-        : values(shared + threadIdx.x / 32 * (Shape::VALUE_TILES * 128)) {
+    __device__ __forceinline__ Joined(float *shared, uint32_t warp)
+        : values(shared + warp * (Shape::VALUE_TILES * 128)) {
 #pragma unroll
         for (int i = 0; i < 2; i++) max[i] = lowest(), sum[i] = 0.0f, is_empty[i] = true;
     }
@@ -425,7 +428,7 @@ struct Joined {
                     values + (n * 32 + query % 8 * 4 + q) * 4 + query / 8 * 2);
                 packed[q] = pack_bf16(pair.x * factor, pair.y * factor);
             }
-            const PairPlace place = work.place(threadIdx.x / 32 * TILE_PAIRS + query);
+            const PairPlace place = work.place(work.warp * TILE_PAIRS + query);
             const size_t row = static_cast<size_t>(place.row) * p.num_heads +
                                work.kv_head * work.group + place.head;
             if (base + work.lane < work.warp_pairs * chunks) {
@@ -444,9 +447,10 @@ __device__ __forceinline__ void attention(const AttentionParams &p) {
     char *queries = reinterpret_cast<char *>(dynamic_shared);
     char *stages = queries + Shape::WARPS * Shape::QUERY_BYTES;
     Attention<Shape> work(p, p.items[blockIdx.x]);
-    Joined<Shape> joined(reinterpret_cast<float *>(stages + Shape::STAGES * Shape::STAGE_BYTES));
+    Joined<Shape> joined(reinterpret_cast<float *>(stages + Shape::STAGES * Shape::STAGE_BYTES),
+                         work.warp);
     const AttentionItem &item = work.item;
-    const char *own_queries = queries + threadIdx.x / 32 * Shape::QUERY_BYTES;
+    const char *own_queries = queries + work.warp * Shape::QUERY_BYTES;
 
     // From the first to the last tile that anyone sees, in the item's parts.
     const uint32_t first = max(item.first_part * PART_POSITIONS, work.seen.first);

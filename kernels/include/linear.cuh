@@ -23,6 +23,7 @@ struct LinearTile {
     static constexpr int ROWS = 8 * WARP_N * GROUPS_N;
     static constexpr int HALF = 32 * GROUPS_M * GROUPS_N;  // threads of one chain
     static constexpr int THREADS = 2 * HALF;
+    static constexpr int BLOCKS = 512 / THREADS;           // at least, on one multiprocessor
     static constexpr int SUMS = WARP_M * WARP_N * 4;       // of one thread
     static constexpr int INPUT_BYTES = ROWS * 128;         // of one step
 };

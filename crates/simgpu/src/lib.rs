@@ -19,6 +19,7 @@
 
 mod counters;
 mod decode;
+mod driver;
 mod exec;
 mod fault;
 mod launch;

@@ -1,5 +1,6 @@
-//! Automation of this repository: `cargo xtask serve`, `test`, `lint`, `soak`, `tidy`.
+//! Automation of this repository: `cargo xtask serve`, `test`, `lint`, `soak`, `tidy`, `kernels`.
 
+mod cuda;
 mod lint;
 mod models;
 mod python;
@@ -58,6 +59,10 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 1)]
         seed: u64,
     },
+    /// Install the CUDA compiler and disassembler into `target/cuda-toolkit`, where builds find them.
+    CudaToolkit,
+    /// Compile the CUDA kernels and update the table of their resources in `kernels/README.md`.
+    Kernels,
     /// Check what no other tool checks: crate layers, purity, file sizes, docs, licences.
     Tidy,
 }
@@ -69,6 +74,8 @@ fn main() -> ExitCode {
         Command::Test { only } => test::run(&workspace, &only),
         Command::Lint => lint::run(&workspace),
         Command::Soak { operations, seed } => soak::run(&workspace, operations, seed),
+        Command::CudaToolkit => cuda::install_toolkit(&workspace),
+        Command::Kernels => cuda::update_kernel_table(&workspace),
         Command::Tidy => tidy::run(&workspace),
     });
     match result {
