@@ -90,6 +90,33 @@ pub fn binary() -> PathBuf {
     path
 }
 
+/// A folder for `LD_LIBRARY_PATH` in which `libcuda.so` is the simulated one of this build: whatever runs with
+/// it finds simulated GPUs.
+///
+/// Panics with the remedy where it is not built.
+pub fn simulated_gpus() -> PathBuf {
+    let profile = profile_dir();
+    let name = "liboarlock_simgpu.so";
+    let candidates = [profile.join(name), profile.join("deps").join(name)];
+    let Some(library) = candidates.iter().find(|path| path.is_file()) else {
+        panic!("{name} is not built: run `cargo build -p oarlock-simgpu` first, or `cargo xtask test`");
+    };
+    let folder = profile.join("simulated-gpus");
+    fs::create_dir_all(&folder).expect("a folder in the target folder");
+    for link in ["libcuda.so", "libcuda.so.1"] {
+        let link = folder.join(link);
+        if fs::read_link(&link).is_ok_and(|target| target == *library) {
+            continue;
+        }
+        // Made aside and renamed, since other tests look for it at the same time.
+        let aside = folder.join(format!("link-{}", std::process::id()));
+        drop(fs::remove_file(&aside));
+        std::os::unix::fs::symlink(library, &aside).expect("a link in the target folder");
+        fs::rename(&aside, &link).expect("a link in the target folder");
+    }
+    folder
+}
+
 /// `target/debug`: test programs lie in its folder `deps`.
 fn profile_dir() -> PathBuf {
     let program = env::current_exe().expect("the system knows the running program");
