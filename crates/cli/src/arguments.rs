@@ -9,7 +9,7 @@ use crate::device::{Device, DeviceArgument};
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use oarlock_engine::Collective;
-use oarlock_worker::{Dtype, InstructionSet};
+use oarlock_worker::{Dtype, InstructionSet, RopeFrequencies};
 
 use crate::keys::KeysArguments;
 use crate::limits::LimitArguments;
@@ -177,7 +177,7 @@ pub(crate) struct ServeArguments {
     #[arg(long, env = "OARLOCK_CACHE", value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) cpu: CpuArguments,
+    pub(crate) compute: ComputeArguments,
     #[command(flatten)]
     pub(crate) request_limits: RequestLimitArguments,
     #[command(flatten)]
@@ -186,7 +186,7 @@ pub(crate) struct ServeArguments {
 
 /// What computes, and how.
 #[derive(Clone, Debug, Args)]
-pub(crate) struct CpuArguments {
+pub(crate) struct ComputeArguments {
     /// What computes: auto (CUDA devices where the program has kernels for them and a driver finds one,
     /// otherwise the CPU), cpu, cuda.
     #[arg(long, value_name = "KIND", default_value = "auto")]
@@ -201,9 +201,13 @@ pub(crate) struct CpuArguments {
     /// bfloat16 (all weights and activations), float32 (those and the KV cache: exact, slow, large).
     #[arg(long, value_name = "TYPE", default_value_t = Dtype::Auto)]
     pub(crate) dtype: Dtype,
+    /// What the frequencies of rotary embeddings are rounded to: float32 (as models are run) or bfloat16
+    /// (as in a model that was cast as a whole, with its buffers; for comparing with such a one).
+    #[arg(long, value_name = "TYPE", default_value_t = RopeFrequencies::Float32, hide_short_help = true)]
+    pub(crate) rope_frequencies: RopeFrequencies,
 }
 
-impl CpuArguments {
+impl ComputeArguments {
     /// What computes.
     pub(crate) fn device(&self) -> anyhow::Result<Device> {
         self.device.choose()
@@ -230,23 +234,20 @@ impl CpuArguments {
     pub(crate) fn to_arguments(&self, ranks: u32) -> anyhow::Result<Vec<OsString>> {
         let threads = self.threads_per_rank(ranks as usize)?.to_string();
         let dtype = self.dtype.to_string();
-        let set = &self.instruction_set;
         // Decided once, so that all workers agree.
         let device = self.device()?;
         #[cfg(feature = "cuda")]
         device.check_degree(ranks)?;
         let device = device.to_string();
-        let words = [
-            "--device",
-            &device,
-            "--threads",
-            &threads,
-            "--instruction-set",
-            set,
-            "--dtype",
-            &dtype,
+        let frequencies = self.rope_frequencies.to_string();
+        let pairs = [
+            ("--device", &device),
+            ("--threads", &threads),
+            ("--instruction-set", &self.instruction_set),
+            ("--dtype", &dtype),
+            ("--rope-frequencies", &frequencies),
         ];
-        Ok(words.map(OsString::from).into())
+        Ok(pairs.into_iter().flat_map(|(name, value)| [name.into(), value.into()]).collect())
     }
 
     fn threads_per_rank(&self, ranks: usize) -> anyhow::Result<usize> {
@@ -279,7 +280,7 @@ pub(crate) struct WorkerArguments {
     #[arg(long)]
     pub(crate) trace: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) cpu: CpuArguments,
+    pub(crate) compute: ComputeArguments,
 }
 
 /// How workers reach each other.
@@ -341,7 +342,7 @@ mod tests {
     fn threads_are_divided_over_workers() {
         let per_rank = |threads: &str, ranks: &str| {
             let arguments = serve(&["--threads", threads, "--tensor-parallel", ranks]).unwrap();
-            arguments.cpu.threads_per_rank(arguments.tensor_parallel as usize)
+            arguments.compute.threads_per_rank(arguments.tensor_parallel as usize)
         };
         assert_eq!(per_rank("8", "2").unwrap(), 4);
         assert_eq!(per_rank("7", "2").unwrap(), 3);

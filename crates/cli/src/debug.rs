@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::arguments::{CollectiveArgument, CpuArguments, Model, ranks};
+use crate::arguments::{CollectiveArgument, ComputeArguments, Model, ranks};
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -55,7 +55,7 @@ pub(crate) struct TraceArguments {
     #[arg(long, env = "OARLOCK_CACHE", value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) cpu: CpuArguments,
+    pub(crate) compute: ComputeArguments,
 }
 
 /// Options of `oarlock debug compare`.

@@ -77,22 +77,22 @@ fn run_worker(arguments: WorkerArguments) -> anyhow::Result<()> {
         socket: arguments.socket,
         engine_pid: arguments.engine_pid,
         collective_host: arguments.collective_host,
+        rope_frequencies: arguments.compute.rope_frequencies,
         trace: arguments.trace,
     };
     // The runtime only carries messages; the backend has threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match arguments.cpu.device()? {
+    match arguments.compute.device()? {
         Device::Cpu => {
             let kind = CpuOptions {
-                threads: arguments.cpu.threads,
-                instruction_set: arguments.cpu.instruction_set()?,
-                dtype: arguments.cpu.dtype,
+                threads: arguments.compute.threads,
+                instruction_set: arguments.compute.instruction_set()?,
+                dtype: arguments.compute.dtype,
             };
             runtime.block_on(oarlock_worker::run(options, kind))
         }
         #[cfg(feature = "cuda")]
-        Device::Cuda => {
-            runtime.block_on(oarlock_worker::run(options, cuda::CudaKind::new(arguments.cpu.dtype)))
-        }
+        Device::Cuda => runtime
+            .block_on(oarlock_worker::run(options, cuda::CudaKind::new(arguments.compute.dtype))),
     }
 }

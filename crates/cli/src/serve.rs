@@ -124,9 +124,9 @@ fn gateway_config(arguments: &ServeArguments) -> anyhow::Result<GatewayConfig> {
 
 fn engine_options(arguments: &ServeArguments, model: PathBuf) -> anyhow::Result<EngineOptions> {
     // Checked here, where the person at the terminal sees it at once.
-    arguments.cpu.instruction_set()?;
+    arguments.compute.instruction_set()?;
     let mut worker_arguments = vec!["worker".into()];
-    worker_arguments.extend(arguments.cpu.to_arguments(arguments.tensor_parallel)?);
+    worker_arguments.extend(arguments.compute.to_arguments(arguments.tensor_parallel)?);
     if let Some(folder) = &arguments.trace {
         std::fs::create_dir_all(folder).with_context(|| format!("--trace {}", folder.display()))?;
     }

@@ -11,6 +11,7 @@ use crate::families::DecoderSpec;
 use crate::gguf::{self, Header, TensorInfo};
 use crate::hugging_face::{self, Config, Tensors};
 use crate::mapping::Mapping;
+use crate::rope::RopeFrequencies;
 use crate::sharding::{RankRanges, check_degree, degrees};
 use crate::weights::WeightLoader;
 use crate::{Decoder, ModelError, card, families, hash};
@@ -44,6 +45,13 @@ impl Checkpoint {
         let info = std::fs::metadata(path)
             .map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
         if info.is_dir() { Self::open_folder(path) } else { Self::open_gguf(path) }
+    }
+
+    /// Has angles computed from frequencies of this precision.
+    #[must_use]
+    pub fn with_rope_frequencies(mut self, frequencies: RopeFrequencies) -> Self {
+        self.spec.rope_frequencies = frequencies;
+        self
     }
 
     fn open_gguf(path: &Path) -> Result<Self, ModelError> {

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::families::DecoderSpec;
 use crate::layer::Layer;
+use crate::rope::inverse_frequencies;
 use crate::sharding::RankRanges;
 use crate::trace::Trace;
 use crate::weights::{Part, WeightLoader};
@@ -302,6 +303,7 @@ impl<B: Backend> Attention<B> {
         let (theta, divisor) =
             windowed.map_or((spec.rope_theta, spec.rope_divisor), |(_, theta)| (theta, 1.0));
         let frequencies = inverse_frequencies(spec.head_dim, theta, divisor);
+        let frequencies = spec.rope_frequencies.round(frequencies);
         let params = AttentionParams {
             num_heads: ranges.heads.len(),
             num_kv_heads: ranges.kv_heads.len(),
@@ -311,25 +313,5 @@ impl<B: Backend> Attention<B> {
             soft_cap: spec.attention_soft_cap,
         };
         Ok(Self { params, rotary: backend.rotary(&frequencies, 1.0, spec.rotary_style)? })
-    }
-}
-
-/// `theta^(-2 i / head_dim)` for each pair of elements (Su et al. 2021, RoFormer), over `divisor`
-/// (Chen et al. 2023, position interpolation).
-fn inverse_frequencies(head_dim: usize, theta: f32, divisor: f32) -> Vec<f32> {
-    let exponent = |pair: usize| 2.0 * pair as f64 / head_dim as f64;
-    let frequency = |pair| 1.0 / libm::pow(f64::from(theta), exponent(pair)) / f64::from(divisor);
-    (0..head_dim / 2).map(|pair| frequency(pair) as f32).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scaled_positions_turn_slower() {
-        let frequencies = inverse_frequencies(4, 10_000.0, 1.0);
-        assert_eq!(frequencies, [1.0, 0.01]);
-        assert_eq!(inverse_frequencies(4, 10_000.0, 8.0), [0.125, 0.01 / 8.0]);
     }
 }

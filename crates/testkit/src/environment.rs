@@ -99,7 +99,9 @@ pub fn simulated_gpus() -> PathBuf {
     let name = "liboarlock_simgpu.so";
     let candidates = [profile.join(name), profile.join("deps").join(name)];
     let Some(library) = candidates.iter().find(|path| path.is_file()) else {
-        panic!("{name} is not built: run `cargo build -p oarlock-simgpu` first, or `cargo xtask test`");
+        panic!(
+            "{name} is not built: run `cargo build -p oarlock-simgpu` first, or `cargo xtask test`"
+        );
     };
     let folder = profile.join("simulated-gpus");
     fs::create_dir_all(&folder).expect("a folder in the target folder");

@@ -53,7 +53,7 @@ impl Response {
 impl Client {
     /// Waits at most 2 minutes for the next byte of an answer.
     pub fn new(address: SocketAddr) -> Client {
-        Client { address, timeout: Duration::from_mins(2) }
+        Client { address, timeout: Duration::from_mins(5) }
     }
 
     /// With another limit on the wait for the next byte.

@@ -15,7 +15,8 @@ mod metrics;
 mod server;
 
 pub use environment::{
-    binary, demo_model, gemma_model, gemma_path, python, python_path, resident_bytes, simulated_gpus,
+    binary, demo_model, gemma_model, gemma_path, python, python_path, resident_bytes,
+    simulated_gpus,
 };
 pub use fixtures::{f32_of, fixture, fixture_json};
 pub use gguf::{GgufWriter, TINY_CONTEXT, TINY_VOCABULARY, TinyModel};

@@ -18,5 +18,5 @@ mod vitals;
 pub use executor::{Execute, Executor, PlanError};
 pub use kind::{BackendKind, CpuOptions, Memory};
 pub use oarlock_backend_cpu::{Dtype, InstructionSet};
-pub use oarlock_model::TRACED_OPERATIONS;
+pub use oarlock_model::{RopeFrequencies, TRACED_OPERATIONS};
 pub use process::{WorkerOptions, run};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use oarlock_backend::{Backend, BackendLimits};
 use oarlock_collective::{Alone, Collective, SharedMemory, Tcp, TcpRendezvous, Transport};
-use oarlock_model::Checkpoint;
+use oarlock_model::{Checkpoint, RopeFrequencies};
 use oarlock_types::{
     BLOCK_TOKENS, Fingerprint, GroupLink, LoadOptions, LoadProgress, WorkerDescription,
     WorkerLimits,
@@ -28,12 +28,13 @@ const MAX_GATHERED: usize = 32;
 /// Meets the other ranks, then opens, packs and describes this rank's part of the model.
 pub(crate) fn load<K: BackendKind>(
     options: &LoadOptions,
-    (kind, trace): (&K, Option<&Path>),
+    (kind, frequencies, trace): (&K, RopeFrequencies, Option<&Path>),
     rendezvous: Option<TcpRendezvous>,
     vitals: &Vitals,
     mut progress: impl FnMut(LoadProgress),
 ) -> anyhow::Result<(Box<dyn Execute>, WorkerDescription)> {
     let checkpoint = Checkpoint::open(Path::new(&options.model))?;
+    let checkpoint = checkpoint.with_rope_frequencies(frequencies);
     // All that can be refused is, before peers are kept waiting.
     checkpoint.check_shard(options.shard)?;
     let card = checkpoint.card()?;
@@ -76,7 +77,7 @@ pub(crate) fn load<K: BackendKind>(
     let fingerprint = Fingerprint {
         weights: if options.hash_weights { hash? } else { String::new() },
         build: build_id()?,
-        instruction_set: backend.instruction_set(),
+        instruction_set: numbers(&backend.instruction_set(), frequencies),
     };
     let memory_bytes = backend.memory_bytes();
     let mut executor =
@@ -136,6 +137,14 @@ fn check_memory(
         available >> 20,
     );
     Ok(())
+}
+
+/// What decides the bits, for the fingerprint.
+fn numbers(instruction_set: &str, frequencies: RopeFrequencies) -> String {
+    match frequencies {
+        RopeFrequencies::Float32 => instruction_set.to_owned(),
+        RopeFrequencies::Bfloat16 => format!("{instruction_set}-rope-{frequencies}"),
+    }
 }
 
 /// Limits with every 0 resolved: one sequence is bounded by the model and by the cache.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use oarlock_model::RopeFrequencies;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,6 +21,8 @@ pub struct WorkerOptions {
     pub socket: PathBuf,
     /// Process id of the engine; the worker ends with it.
     pub engine_pid: u32,
+    /// What the frequencies of rotary embeddings are rounded to.
+    pub rope_frequencies: RopeFrequencies,
     /// Where to write checksums of all that is computed.
     pub trace: Option<PathBuf>,
     /// The address at which other ranks reach this one; `None` lets the worker choose.
@@ -34,7 +37,7 @@ pub async fn run<K: BackendKind>(options: WorkerOptions, kind: K) -> anyhow::Res
     let _ignored = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let listener = listen(&options.socket)
         .with_context(|| format!("cannot listen on {}", options.socket.display()))?;
-    let worker = Arc::new(Worker::new(kind, options.collective_host, options.trace));
+    let worker = Arc::new(Worker::new(kind, options));
     oarlock_rpc::serve_worker(worker, listener, std::future::pending()).await?;
     Ok(())
 }

@@ -6,7 +6,7 @@ mod ops;
 
 use std::ops::Range;
 
-use half::{bf16, f16};
+use half::f16;
 
 use crate::outcome::{OutcomeScratch, row_outcome};
 use crate::quant::dequantize_row;
@@ -25,7 +25,6 @@ pub struct OracleBackend {
     results: Vec<RowResult>,
     scratch: OutcomeScratch,
     memory_bytes: u64,
-    rounds_angles: bool,
 }
 
 /// Activations, `[rows, width]`.
@@ -89,16 +88,7 @@ impl OracleBackend {
             results: Vec::new(),
             scratch: OutcomeScratch::default(),
             memory_bytes: 0,
-            rounds_angles: false,
         }
-    }
-
-    /// Rounds inverse frequencies to bfloat16, as an implementation does that computes in float32 with a
-    /// model all of whose buffers were bfloat16 before. For comparing with what such a one gave.
-    #[must_use]
-    pub fn with_rounded_angles(mut self) -> Self {
-        self.rounds_angles = true;
-        self
     }
 
     fn rows(&self, set: RowSet) -> usize {
@@ -254,11 +244,7 @@ impl Backend for OracleBackend {
         scale: f32,
         style: RotaryStyle,
     ) -> Result<OracleRotary, BackendError> {
-        let round = |frequency: &f32| {
-            if self.rounds_angles { bf16::from_f32(*frequency).to_f32() } else { *frequency }
-        };
-        let frequencies: Vec<f32> = inverse_frequencies.iter().map(round).collect();
-        let (cos, sin) = rotary_tables(&frequencies, scale, self.limits.max_positions);
+        let (cos, sin) = rotary_tables(inverse_frequencies, scale, self.limits.max_positions);
         Ok(OracleRotary { style, cos, sin, half: inverse_frequencies.len() })
     }
 

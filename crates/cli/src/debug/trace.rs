@@ -42,9 +42,9 @@ fn options(
     model: PathBuf,
     folder: &Path,
 ) -> anyhow::Result<EngineOptions> {
-    arguments.cpu.instruction_set()?;
+    arguments.compute.instruction_set()?;
     let mut words = vec!["worker".into()];
-    words.extend(arguments.cpu.to_arguments(arguments.tensor_parallel)?);
+    words.extend(arguments.compute.to_arguments(arguments.tensor_parallel)?);
     let num_tokens = arguments.tokens.len() as u32 + arguments.max_tokens;
     Ok(EngineOptions {
         served_name: "trace".to_owned(),

@@ -7,6 +7,8 @@
 mod api;
 mod bench;
 mod contract;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod determinism;
 mod gemma;
 mod keys;

@@ -10,6 +10,7 @@ use oarlock_backend::{Activation, RotaryStyle};
 use super::{DecoderSpec, WindowedLayers, vocab_size};
 use crate::ModelError;
 use crate::gguf::{Metadata, Value};
+use crate::rope::RopeFrequencies;
 
 /// Every so many layers, one sees the whole context.
 const PERIOD: usize = 6;
@@ -41,6 +42,7 @@ pub(super) fn spec(metadata: &Metadata) -> Result<DecoderSpec, ModelError> {
         context_length: metadata.positive("gemma3.context_length")?,
         norm_eps: metadata.f32("gemma3.attention.layer_norm_rms_epsilon")?,
         rope_theta: metadata.find_f32("gemma3.rope.freq_base")?.unwrap_or(1_000_000.0),
+        rope_frequencies: RopeFrequencies::Float32,
         rope_divisor: rope_divisor(metadata)?,
         rotary_style: RotaryStyle::Half,
         windowed: windowed_layers(metadata, num_layers)?,

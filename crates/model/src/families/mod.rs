@@ -7,6 +7,7 @@ use oarlock_backend::{Activation, RotaryStyle};
 
 use crate::ModelError;
 use crate::gguf::Metadata;
+use crate::rope::RopeFrequencies;
 
 /// A decoder-only transformer with pre-norm, grouped-query attention and a gated feed-forward layer.
 /// What sets one family apart from another is data here, not a branch in a backend.
@@ -24,6 +25,8 @@ pub(crate) struct DecoderSpec {
     pub(crate) context_length: usize,
     pub(crate) norm_eps: f32,
     pub(crate) rope_theta: f32,
+    /// What the frequencies of angles are rounded to.
+    pub(crate) rope_frequencies: RopeFrequencies,
     /// Linear scaling: positions are divided by this before they become angles.
     pub(crate) rope_divisor: f32,
     pub(crate) rotary_style: RotaryStyle,
@@ -127,6 +130,7 @@ pub(crate) mod tests {
             context_length: 32_768,
             norm_eps: 1e-6,
             rope_theta: 1e6,
+            rope_frequencies: RopeFrequencies::Float32,
             rope_divisor: 1.0,
             rotary_style: RotaryStyle::Half,
             windowed: None,

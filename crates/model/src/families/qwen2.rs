@@ -5,6 +5,7 @@ use oarlock_backend::{Activation, RotaryStyle};
 use super::{DecoderSpec, vocab_size};
 use crate::ModelError;
 use crate::gguf::Metadata;
+use crate::rope::RopeFrequencies;
 
 pub(super) fn spec(metadata: &Metadata) -> Result<DecoderSpec, ModelError> {
     let hidden = metadata.positive("qwen2.embedding_length")?;
@@ -35,6 +36,7 @@ pub(super) fn spec(metadata: &Metadata) -> Result<DecoderSpec, ModelError> {
         context_length: metadata.positive("qwen2.context_length")?,
         norm_eps: metadata.f32("qwen2.attention.layer_norm_rms_epsilon")?,
         rope_theta: metadata.find_f32("qwen2.rope.freq_base")?.unwrap_or(10_000.0),
+        rope_frequencies: RopeFrequencies::Float32,
         rope_divisor: 1.0,
         rotary_style: RotaryStyle::Half,
         windowed: None,

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::read_json;
 use crate::ModelError;
 use crate::families::{self, DecoderSpec};
+use crate::rope::RopeFrequencies;
 
 const FILE: &str = "config.json";
 /// Families that folders may have; GGUF files have more.
@@ -176,6 +177,7 @@ pub(crate) fn spec(config: &Config) -> Result<DecoderSpec, ModelError> {
         context_length: config.positive("max_position_embeddings")?,
         norm_eps: Config::positive_float("rms_norm_eps", config.get("rms_norm_eps"))?,
         rope_theta: config.rope_theta()?,
+        rope_frequencies: RopeFrequencies::Float32,
         rope_divisor: 1.0,
         rotary_style: RotaryStyle::Half,
         windowed: None,

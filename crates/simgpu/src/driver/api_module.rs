@@ -23,9 +23,8 @@ const MACHINE_CODE: [[u8; 4]; 2] = [[0x7f, b'E', b'L', b'F'], [0x50, 0xed, 0x55,
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuModuleLoadData(module: *mut u64, image: *const c_char) -> CuResult {
     // SAFETY: the caller's promise; a text of fewer bytes ends before.
-    let starts_with = |code: &[u8; 4]| unsafe {
-        (0..4).all(|at| *image.cast::<u8>().add(at) == code[at])
-    };
+    let starts_with =
+        |code: &[u8; 4]| unsafe { (0..4).all(|at| *image.cast::<u8>().add(at) == code[at]) };
     if MACHINE_CODE.iter().any(starts_with) {
         return CuResult::NO_BINARY_FOR_GPU;
     }
@@ -121,9 +120,11 @@ extern "C" fn cuFuncSetAttribute(function: u64, attribute: c_int, value: c_int) 
     let Some(function) = registry.functions.get_mut(&function) else {
         return CuResult::INVALID_HANDLE;
     };
-    let own = function.module.module().entry(&function.entry).map_or(0, |entry| {
-        entry.static_shared_bytes()
-    });
+    let own = function
+        .module
+        .module()
+        .entry(&function.entry)
+        .map_or(0, |entry| entry.static_shared_bytes());
     let greatest = MAX_SHARED_BYTES - own as c_int;
     match (attribute, u32::try_from(value)) {
         (8, Ok(bytes)) if value <= greatest => {

@@ -142,7 +142,9 @@ impl Device {
     fn perform(&self, operation: Operation, seed: u64) -> Result<(), CuResult> {
         let memory = &self.memory;
         match operation {
-            Operation::ToDevice { to, source: Source::Copied(bytes) } => memory.write(to, &bytes)?,
+            Operation::ToDevice { to, source: Source::Copied(bytes) } => {
+                memory.write(to, &bytes)?
+            }
             Operation::ToDevice { to, source: Source::Pinned { address, bytes } } => {
                 // SAFETY: the range was page-locked when the copy was enqueued, and freeing it waits for the
                 // device. That the host leaves it alone meanwhile is CUDA's own rule.
