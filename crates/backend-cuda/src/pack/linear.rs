@@ -5,7 +5,7 @@ use oarlock_backend::oracle::{check_parts, check_view};
 use oarlock_backend::quant::{SUB_BLOCK, dequantize_row};
 use oarlock_backend::{BackendError, InnerSplit, WeightKind, WeightView};
 
-use crate::kernels::{LinearFormat, TILE_OUTPUTS, WorkType};
+use crate::kernels::{LinearFormat, WorkType};
 
 use super::tile::{Tiles, bf16_step, q4_k_step, q8_0_step};
 
@@ -168,6 +168,8 @@ pub(super) fn decode_row(
 #[cfg(test)]
 mod tests {
     use oarlock_backend::quant::{SplitMix, random_row};
+
+    use crate::kernels::TILE_OUTPUTS;
 
     use super::*;
 

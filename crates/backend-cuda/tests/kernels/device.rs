@@ -1,0 +1,137 @@
+//! A simulated device with the kernels loaded, and buffers on it.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::sync::{Mutex, OnceLock};
+
+use bytemuck::Pod;
+use half::bf16;
+use oarlock_backend_cuda::kernels::launch::{Launch, WorkType};
+use oarlock_backend_cuda::kernels::{HAS_KERNELS, MODULES};
+use oarlock_simgpu::{Counters, LaunchConfig, LoadedModule, Memory, Module, Options};
+
+/// Compute capability whose PTX runs.
+const ARCH: u32 = 80;
+
+/// One device.
+pub(crate) struct Device {
+    memory: Memory,
+    modules: BTreeMap<&'static str, LoadedModule>,
+    pub(crate) options: Options,
+}
+
+/// Whether there are kernels to test; says so where there are none, which CI does not take.
+pub(crate) fn has_kernels() -> bool {
+    if !HAS_KERNELS {
+        let reason = "no kernels were built: run `cargo xtask cuda-toolkit`";
+        assert!(env::var_os("CI").is_none(), "{reason}");
+        println!("skipped: {reason}");
+    }
+    HAS_KERNELS
+}
+
+/// The file that has an entry, parsed once for all tests.
+fn module_of(entry: &str) -> (&'static str, Module) {
+    static PARSED: OnceLock<Mutex<BTreeMap<&'static str, Module>>> = OnceLock::new();
+    let module = MODULES.iter().find(|module| module.entries.contains(&entry));
+    let module = module.unwrap_or_else(|| panic!("no file has {entry}"));
+    let mut parsed = PARSED.get_or_init(Mutex::default).lock().unwrap();
+    let found = parsed.entry(module.name).or_insert_with(|| {
+        let (_, ptx) = module.ptx.iter().find(|(arch, _)| *arch == ARCH).unwrap();
+        Module::parse(ptx).unwrap_or_else(|error| panic!("{}: {error}", module.name))
+    });
+    (module.name, found.clone())
+}
+
+impl Device {
+    pub(crate) fn new(seed: u64) -> Self {
+        let options = Options { seed, ..Options::default() };
+        Self { memory: Memory::new(1 << 30), modules: BTreeMap::new(), options }
+    }
+
+    pub(crate) fn upload<T: Pod>(&self, values: &[T]) -> u64 {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let address = self.allocate(bytes.len());
+        self.memory.write(address, bytes).unwrap();
+        address
+    }
+
+    /// Uninitialized memory.
+    pub(crate) fn allocate(&self, bytes: usize) -> u64 {
+        self.memory.allocate(bytes as u64).unwrap()
+    }
+
+    pub(crate) fn write<T: Pod>(&self, address: u64, values: &[T]) {
+        self.memory.write(address, bytemuck::cast_slice(values)).unwrap();
+    }
+
+    pub(crate) fn read<T: Pod>(&self, address: u64, count: usize) -> Vec<T> {
+        let mut values = vec![T::zeroed(); count];
+        self.memory.read(address, bytemuck::cast_slice_mut(&mut values)).unwrap();
+        values
+    }
+
+    /// Values of the working type.
+    pub(crate) fn upload_work(&self, work: WorkType, values: &[f32]) -> u64 {
+        match work {
+            WorkType::F32 => self.upload(values),
+            WorkType::Bf16 => {
+                let values: Vec<u16> =
+                    values.iter().map(|v| bf16::from_f32(*v).to_bits()).collect();
+                self.upload(&values)
+            }
+        }
+    }
+
+    pub(crate) fn read_work(&self, work: WorkType, address: u64, count: usize) -> Vec<f32> {
+        match work {
+            WorkType::F32 => self.read(address, count),
+            WorkType::Bf16 => {
+                let bits: Vec<u16> = self.read(address, count);
+                bits.into_iter().map(|bits| bf16::from_bits(bits).to_f32()).collect()
+            }
+        }
+    }
+
+    pub(crate) fn run<P: Pod>(&mut self, launch: &Launch, params: &P) -> Counters {
+        let (name, module) = module_of(launch.entry);
+        let memory = &self.memory;
+        let loaded = self.modules.entry(name).or_insert_with(|| module.load(memory).unwrap());
+        let config = LaunchConfig {
+            grid: launch.grid,
+            block: [launch.threads, 1, 1],
+            dynamic_shared_bytes: launch.shared_bytes,
+            params: bytemuck::bytes_of(params),
+        };
+        oarlock_simgpu::launch(loaded, launch.entry, &config, memory, &self.options)
+            .unwrap_or_else(|fault| panic!("{}: {fault}", launch.entry))
+    }
+}
+
+/// What a working type makes of values.
+pub(crate) fn rounded(work: WorkType, values: &[f32]) -> Vec<f32> {
+    match work {
+        WorkType::F32 => values.to_vec(),
+        WorkType::Bf16 => values.iter().map(|v| bf16::from_f32(*v).to_f32()).collect(),
+    }
+}
+
+/// Panics unless the relative root-mean-square error is within `tolerance`.
+pub(crate) fn assert_near(got: &[f32], want: &[f32], tolerance: f64, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}: number of values");
+    let (mut error, mut power) = (0.0, 0.0);
+    for (got, want) in got.iter().zip(want) {
+        error += f64::from(got - want).powi(2);
+        power += f64::from(*want).powi(2);
+    }
+    let relative = (error / power.max(1e-30)).sqrt();
+    assert!(relative <= tolerance, "{what}: relative error {relative:e}, {tolerance:e} allowed");
+}
+
+/// Panics unless all bits agree.
+pub(crate) fn assert_same(got: &[f32], want: &[f32], what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}: number of values");
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        assert_eq!(got.to_bits(), want.to_bits(), "{what}: value {i} is {got} and was {want}");
+    }
+}

@@ -1,0 +1,5 @@
+//! The kernels' PTX on a simulated device, against scalar code.
+
+mod attention;
+mod device;
+mod linear;
