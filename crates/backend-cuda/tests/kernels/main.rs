@@ -3,3 +3,5 @@
 mod attention;
 mod device;
 mod linear;
+mod rows;
+mod sampling;
