@@ -102,7 +102,7 @@ fn pack_part(
         sub_scales: Vec::new(),
     };
     if format == LinearFormat::F32 {
-        part.weight = decoded(views, |value| value.to_le_bytes())?;
+        part.weight = decoded(views, f32::to_le_bytes)?;
         return Ok(part);
     }
     let tiles = Tiles::new(views, segments);
@@ -127,7 +127,7 @@ fn pack_part(
 pub fn pack_table(table: &WeightView<'_>, work: WorkType) -> Result<Vec<u8>, BackendError> {
     check_view(table)?;
     match work {
-        WorkType::F32 => decoded(&[*table], |value| value.to_le_bytes()),
+        WorkType::F32 => decoded(&[*table], f32::to_le_bytes),
         WorkType::Bf16 => decoded(&[*table], |value| bf16::from_f32(value).to_le_bytes()),
     }
 }

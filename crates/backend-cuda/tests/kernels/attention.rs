@@ -104,7 +104,65 @@ fn block_of(first: usize, count: usize, index: usize) -> usize {
     first + (index * 7 + 3) % count
 }
 
-/// One step over chunks of several sequences, whose keys and values are in the cache already.
+/// What one step has in memory: rows, pages and tables.
+#[derive(Default)]
+struct StepInput {
+    qkv: Vec<f32>,
+    cache: Vec<f32>,
+    tables: Vec<u32>,
+    chunks: Vec<PlanChunk>,
+}
+
+impl StepInput {
+    /// Chunks of several sequences, whose keys and values are in the cache already; what later tokens
+    /// will write is not there yet.
+    fn new(case: &Case, chunks: &[Chunk<'_>]) -> Self {
+        // A number of blocks that the permutation's step does not divide.
+        let blocks = case.len.div_ceil(BLOCK);
+        let count = if blocks.is_multiple_of(7) { blocks + 1 } else { blocks };
+        let last = chunks.iter().map(|chunk| chunk.first_block).max();
+        let pages = (last.expect("a chunk") + count) * case.kv_heads;
+        let mut input = Self::default();
+        input.cache.resize(pages * 2 * BLOCK * case.width, f32::NAN);
+        for chunk in chunks {
+            input.add(case, chunk, count);
+        }
+        input
+    }
+
+    fn add(&mut self, case: &Case, chunk: &Chunk<'_>, count: usize) {
+        let (q, kv) = (case.heads() * case.width, case.kv_heads * case.width);
+        let end = chunk.start + chunk.rows;
+        self.chunks.push(PlanChunk {
+            first_row: (self.qkv.len() / (q + 2 * kv)) as u32,
+            rows: chunk.rows as u32,
+            start: chunk.start as u32,
+            first_table_entry: self.tables.len() as u32,
+        });
+        let Input { queries, keys, values } = chunk.input;
+        for token in chunk.start..end {
+            self.qkv.extend_from_slice(&queries[token * q..][..q]);
+            self.qkv.extend_from_slice(&keys[token * kv..][..kv]);
+            self.qkv.extend_from_slice(&values[token * kv..][..kv]);
+        }
+        for token in 0..end {
+            let block = block_of(chunk.first_block, count, token / BLOCK);
+            for head in 0..case.kv_heads {
+                let from = (token * case.kv_heads + head) * case.width;
+                let page = (block * case.kv_heads + head) * 2 * BLOCK * case.width;
+                for (i, source) in [keys, values].into_iter().enumerate() {
+                    let to = page + (i * BLOCK + token % BLOCK) * case.width;
+                    self.cache[to..to + case.width]
+                        .copy_from_slice(&source[from..from + case.width]);
+                }
+            }
+        }
+        let blocks = 0..end.div_ceil(BLOCK);
+        self.tables.extend(blocks.map(|i| block_of(chunk.first_block, count, i) as u32));
+    }
+}
+
+/// One step; what each chunk's rows give.
 fn step(
     device: &mut Device,
     case: &Case,
@@ -112,43 +170,7 @@ fn step(
     chunks: &[Chunk<'_>],
     budget: PlanBudget,
 ) -> Vec<Vec<f32>> {
-    let per_sequence = case.len.div_ceil(BLOCK);
-    // A step of the permutation that hits every block.
-    let count = (per_sequence..).find(|count| count % 7 != 0).unwrap();
-    let num_blocks = chunks.iter().map(|chunk| chunk.first_block).max().unwrap() + count;
-    let page = 2 * BLOCK * case.width;
-    let mut cache = vec![f32::NAN; num_blocks * case.kv_heads * page];
-    let (mut qkv, mut tables, mut plan_chunks) = (Vec::new(), Vec::new(), Vec::new());
-    for chunk in chunks {
-        let rows = qkv.len() / ((case.heads() + 2 * case.kv_heads) * case.width);
-        plan_chunks.push(PlanChunk {
-            first_row: rows as u32,
-            rows: chunk.rows as u32,
-            start: chunk.start as u32,
-            first_table_entry: tables.len() as u32,
-        });
-        for token in chunk.start..chunk.start + chunk.rows {
-            let (q, kv) = (case.heads() * case.width, case.kv_heads * case.width);
-            qkv.extend_from_slice(&chunk.input.queries[token * q..][..q]);
-            qkv.extend_from_slice(&chunk.input.keys[token * kv..][..kv]);
-            qkv.extend_from_slice(&chunk.input.values[token * kv..][..kv]);
-        }
-        // What later tokens will write is not there yet.
-        for token in 0..chunk.start + chunk.rows {
-            let block = block_of(chunk.first_block, count, token / BLOCK);
-            for head in 0..case.kv_heads {
-                let to = (block * case.kv_heads + head) * page + token % BLOCK * case.width;
-                let from = (token * case.kv_heads + head) * case.width;
-                cache[to..to + case.width].copy_from_slice(&chunk.input.keys[from..][..case.width]);
-                let to = to + BLOCK * case.width;
-                cache[to..to + case.width]
-                    .copy_from_slice(&chunk.input.values[from..][..case.width]);
-            }
-        }
-        let blocks = (chunk.start + chunk.rows).div_ceil(BLOCK);
-        tables.extend((0..blocks).map(|i| block_of(chunk.first_block, count, i) as u32));
-    }
-    let rows: usize = chunks.iter().map(|chunk| chunk.rows).sum();
+    let input = StepInput::new(case, chunks);
     let shape = PlanShape {
         group: case.group as u32,
         num_kv_heads: case.kv_heads as u32,
@@ -156,17 +178,16 @@ fn step(
         has_wide: work == WorkType::Bf16,
     };
     let mut plan = AttentionPlan::default();
-    plan.plan(&plan_chunks, &shape, &budget);
+    plan.plan(&input.chunks, &shape, budget);
     let out_width = case.heads() * case.width;
-    let out = device.allocate(rows * out_width * work.bytes());
-    let slot_floats = case.kv_heads * 16 * (case.width + 2);
-    let workspace = device.allocate((plan.num_slots as usize * slot_floats * 4).max(4));
-    let mut params = AttentionParams {
-        out,
-        qkv: device.upload_work(work, &qkv),
-        cache: device.upload_work(work, &cache),
-        workspace,
-        tables: device.upload(&tables),
+    let rows: usize = chunks.iter().map(|chunk| chunk.rows).sum();
+    let slot_bytes = case.kv_heads * 16 * (case.width + 2) * 4;
+    let params = AttentionParams {
+        out: device.allocate(rows * out_width * work.bytes()),
+        qkv: device.upload_work(work, &input.qkv),
+        cache: device.upload_work(work, &input.cache),
+        workspace: device.allocate(plan.num_slots as usize * slot_bytes),
+        tables: device.upload(&input.tables),
         num_heads: case.heads() as u32,
         num_kv_heads: case.kv_heads as u32,
         head_dim: case.width as u32,
@@ -176,7 +197,25 @@ fn step(
         inverse_soft_cap: case.soft_cap.map_or(0.0, |cap| 1.0 / cap),
         ..AttentionParams::default()
     };
-    let (kv_heads, width) = (case.kv_heads as u32, case.width as u32);
+    run_plan(device, work, &plan, params);
+    let all = device.read_work(work, params.out, rows * out_width);
+    let mut rest = all.as_slice();
+    let split = |chunk: &Chunk<'_>| {
+        let (mine, others) = rest.split_at(chunk.rows * out_width);
+        rest = others;
+        mine.to_vec()
+    };
+    chunks.iter().map(split).collect()
+}
+
+/// The launches of a plan.
+fn run_plan(
+    device: &mut Device,
+    work: WorkType,
+    plan: &AttentionPlan,
+    mut params: AttentionParams,
+) {
+    let (kv_heads, width) = (params.num_kv_heads, params.head_dim);
     for (items, is_wide) in [(&plan.narrow, false), (&plan.wide, true)] {
         if items.is_empty() {
             continue;
@@ -192,29 +231,21 @@ fn step(
         };
         device.run(&launch, &params);
     }
-    if !plan.joins.is_empty() {
-        let params = AttentionJoinParams {
-            out,
-            workspace,
-            joins: device.upload(&plan.joins),
-            num_joins: device.upload(&[plan.joins.len() as u32]),
-            num_heads: params.num_heads,
-            num_kv_heads: kv_heads,
-            head_dim: width,
-            window: params.window,
-        };
-        device.run(&launch::attention_join(work, plan.joins.len() as u32, kv_heads), &params);
+    if plan.joins.is_empty() {
+        return;
     }
-    let all = device.read_work(work, out, rows * out_width);
-    let mut rest = all.as_slice();
-    chunks
-        .iter()
-        .map(|chunk| {
-            let (mine, others) = rest.split_at(chunk.rows * out_width);
-            rest = others;
-            mine.to_vec()
-        })
-        .collect()
+    let joins = plan.joins.len() as u32;
+    let params = AttentionJoinParams {
+        out: params.out,
+        workspace: params.workspace,
+        joins: device.upload(&plan.joins),
+        num_joins: device.upload(&[joins]),
+        num_heads: params.num_heads,
+        num_kv_heads: kv_heads,
+        head_dim: width,
+        window: params.window,
+    };
+    device.run(&launch::attention_join(work, joins + 1, kv_heads), &params);
 }
 
 const WHOLE: PlanBudget = PlanBudget { wanted_blocks: 1, max_slots: 0 };

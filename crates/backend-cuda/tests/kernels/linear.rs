@@ -29,7 +29,7 @@ impl Layer {
 
     fn packed(&self, work: WorkType) -> PackedLinear {
         let view = WeightView::whole("test", self.kind, self.outputs, self.columns, &self.data);
-        pack_linear(&[view], InnerSplit { segments: self.segments }, work).unwrap()
+        pack_linear(&[view], InnerSplit { segments: self.segments }, work).expect("good weights")
     }
 
     /// Sums in float64 of operands as the kernel has them.
@@ -39,7 +39,8 @@ impl Layer {
         let bytes = self.data.len() / self.outputs;
         for output in 0..self.outputs {
             let mut row = vec![0.0; self.columns];
-            dequantize_row(self.kind, &self.data[output * bytes..][..bytes], &mut row).unwrap();
+            dequantize_row(self.kind, &self.data[output * bytes..][..bytes], &mut row)
+                .expect("whole blocks");
             let row = rounded(work, &row);
             for (i, input) in input.chunks(self.columns).enumerate() {
                 let sum: f64 =
