@@ -232,7 +232,7 @@ __device__ __forceinline__ void store(const float (&sums)[Tile::WARP_M][Tile::WA
 template <typename Weights, typename Tile>
 __device__ __forceinline__ void linear(const LinearParams &p) {
     using Work = Linear<Weights, Tile>;
-    extern __shared__ char4 dynamic_shared[];
+    extern __shared__ uint4 dynamic_shared[];
     char *shared = reinterpret_cast<char *>(dynamic_shared);
     const uint32_t num_rows = *p.num_rows;
     if (blockIdx.x * Tile::ROWS >= num_rows) return;

@@ -10,8 +10,10 @@ use oarlock_backend_cuda::kernels::launch::{Launch, WorkType};
 use oarlock_backend_cuda::kernels::{HAS_KERNELS, MODULES};
 use oarlock_simgpu::{Counters, LaunchConfig, LoadedModule, Memory, Module, Options};
 
-/// Compute capability whose PTX runs.
-const ARCH: u32 = 80;
+/// Compute capability whose PTX runs: `OARLOCK_KERNEL_ARCH`, or 8.0.
+fn arch() -> u32 {
+    env::var("OARLOCK_KERNEL_ARCH").ok().and_then(|arch| arch.parse().ok()).unwrap_or(80)
+}
 
 /// One device.
 pub(crate) struct Device {
@@ -37,7 +39,8 @@ fn module_of(entry: &str) -> (&'static str, Module) {
     let module = module.unwrap_or_else(|| panic!("no file has {entry}"));
     let mut parsed = PARSED.get_or_init(Mutex::default).lock().expect("no parser panicked");
     let found = parsed.entry(module.name).or_insert_with(|| {
-        let (_, ptx) = module.ptx.iter().find(|(arch, _)| *arch == ARCH).expect("PTX for 8.0");
+        let wanted = arch();
+        let (_, ptx) = module.ptx.iter().find(|(arch, _)| *arch == wanted).expect("its PTX");
         Module::parse(ptx).unwrap_or_else(|error| panic!("{}: {error}", module.name))
     });
     (module.name, found.clone())

@@ -149,3 +149,42 @@ fn float32_is_exact() {
         assert_near(&got, &want, 1e-6, &format!("{kind:?}"));
     }
 }
+
+/// Ranks that have some of the segments each, and what a sum over ranks makes of them.
+#[test]
+fn shards_join_to_the_whole() {
+    if !has_kernels() {
+        return;
+    }
+    for (kind, columns, segments) in
+        [(WeightKind::Bf16, 120, 8), (WeightKind::Q8_0, 768, 8), (WeightKind::Q4K, 1280, 4)]
+    {
+        let outputs = 33;
+        let layer = Layer::new(kind, outputs, columns, segments);
+        let input = random_values(9 * columns, 11);
+        let mut device = Device::new(12);
+        let packed = layer.packed(WorkType::Bf16);
+        let whole = run(&mut device, &packed, WorkType::Bf16, &input, None, 9);
+        for ranks in [2, 4] {
+            let width = columns / ranks;
+            let mut partial: Vec<Vec<f32>> = Vec::new();
+            for rank in 0..ranks {
+                let range = rank * width..(rank + 1) * width;
+                let view = WeightView::whole("test", kind, outputs, columns, &layer.data)
+                    .with_columns(range.clone());
+                let split = InnerSplit { segments: segments / ranks };
+                let shard = pack_linear(&[view], split, WorkType::Bf16).expect("good weights");
+                let mine: Vec<f32> =
+                    input.chunks(columns).flat_map(|row| row[range.clone()].to_vec()).collect();
+                partial.push(run(&mut device, &shard, WorkType::Bf16, &mine, None, 9));
+            }
+            while partial.len() > 1 {
+                partial = partial
+                    .chunks(2)
+                    .map(|pair| pair[0].iter().zip(&pair[1]).map(|(a, b)| a + b).collect())
+                    .collect();
+            }
+            assert_same(&partial[0], &whole, &format!("{kind:?} over {ranks} ranks"));
+        }
+    }
+}
