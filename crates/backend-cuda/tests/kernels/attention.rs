@@ -11,24 +11,25 @@ use crate::device::{Device, assert_near, assert_same, has_kernels, rounded};
 const BLOCK: usize = 16;
 
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    group: usize,
-    kv_heads: usize,
-    width: usize,
+pub(crate) struct Case {
+    pub(crate) group: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) width: usize,
     /// Tokens in all.
-    len: usize,
-    window: Option<u32>,
-    soft_cap: Option<f32>,
+    pub(crate) len: usize,
+    pub(crate) window: Option<u32>,
+    pub(crate) soft_cap: Option<f32>,
 }
 
-const BASE: Case = Case { group: 2, kv_heads: 2, width: 64, len: 40, window: None, soft_cap: None };
+pub(crate) const BASE: Case =
+    Case { group: 2, kv_heads: 2, width: 64, len: 40, window: None, soft_cap: None };
 
 /// Queries, keys and values `[len][heads][width]` of one sequence.
 #[derive(Clone)]
-struct Input {
-    queries: Vec<f32>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+pub(crate) struct Input {
+    pub(crate) queries: Vec<f32>,
+    pub(crate) keys: Vec<f32>,
+    pub(crate) values: Vec<f32>,
 }
 
 impl Case {
@@ -40,7 +41,7 @@ impl Case {
         (self.width as f32).powf(-0.5)
     }
 
-    fn input(&self, work: WorkType, seed: u64) -> Input {
+    pub(crate) fn input(&self, work: WorkType, seed: u64) -> Input {
         let mut random = SplitMix(seed);
         let mut draw = |heads: usize| {
             let count = self.len * heads * self.width;
@@ -91,12 +92,12 @@ impl Case {
 
 /// A range of tokens of a sequence that a step computes.
 #[derive(Clone, Copy)]
-struct Chunk<'a> {
-    input: &'a Input,
-    start: usize,
-    rows: usize,
+pub(crate) struct Chunk<'a> {
+    pub(crate) input: &'a Input,
+    pub(crate) start: usize,
+    pub(crate) rows: usize,
     /// First of the blocks that the sequence's are scattered over.
-    first_block: usize,
+    pub(crate) first_block: usize,
 }
 
 /// How a sequence's blocks lie: a permutation of its own range.
@@ -163,7 +164,7 @@ impl StepInput {
 }
 
 /// One step; what each chunk's rows give.
-fn step(
+pub(crate) fn step(
     device: &mut Device,
     case: &Case,
     work: WorkType,
@@ -248,8 +249,8 @@ fn run_plan(
     device.run(&launch::attention_join(work, joins + 1, kv_heads), &params);
 }
 
-const WHOLE: PlanBudget = PlanBudget { wanted_blocks: 1, max_slots: 0 };
-const SPLIT: PlanBudget = PlanBudget { wanted_blocks: 100_000, max_slots: 10_000 };
+pub(crate) const WHOLE: PlanBudget = PlanBudget { wanted_blocks: 1, max_slots: 0 };
+pub(crate) const SPLIT: PlanBudget = PlanBudget { wanted_blocks: 100_000, max_slots: 10_000 };
 
 /// All tokens in one step.
 fn whole(

@@ -8,7 +8,7 @@ use bytemuck::Pod;
 use half::bf16;
 use oarlock_backend_cuda::kernels::launch::{Launch, WorkType};
 use oarlock_backend_cuda::kernels::{HAS_KERNELS, MODULES};
-use oarlock_simgpu::{Counters, LaunchConfig, LoadedModule, Memory, Module, Options};
+use oarlock_simgpu::{Counters, Fault, LaunchConfig, LoadedModule, Memory, Module, Options};
 
 /// Compute capability whose PTX runs: `OARLOCK_KERNEL_ARCH`, or 8.0.
 fn arch() -> u32 {
@@ -20,6 +20,10 @@ pub(crate) struct Device {
     memory: Memory,
     modules: BTreeMap<&'static str, LoadedModule>,
     pub(crate) options: Options,
+    /// Runs in place of the entry of its name, and may fail.
+    pub(crate) mutant: Option<Module>,
+    /// How the mutant failed.
+    pub(crate) fault: Option<Fault>,
 }
 
 /// Whether there are kernels to test; says so where there are none, which CI does not take.
@@ -51,7 +55,8 @@ impl Device {
     pub(crate) fn new(seed: u64) -> Self {
         let more = env::var("OARLOCK_KERNEL_SEED").ok().and_then(|seed| seed.parse().ok());
         let options = Options { seed: seed + 1000 * more.unwrap_or(0), ..Options::default() };
-        Self { memory: Memory::new(1 << 30), modules: BTreeMap::new(), options }
+        let memory = Memory::new(1 << 30);
+        Self { memory, modules: BTreeMap::new(), options, mutant: None, fault: None }
     }
 
     pub(crate) fn upload<T: Pod>(&self, values: &[T]) -> u64 {
@@ -95,21 +100,58 @@ impl Device {
     }
 
     pub(crate) fn run<P: Pod>(&mut self, launch: &Launch, params: &P) -> Counters {
-        let (name, module) = module_of(launch.entry);
-        let memory = &self.memory;
-        let loaded = self
-            .modules
-            .entry(name)
-            .or_insert_with(|| module.load(memory).expect("room on the device"));
         let config = LaunchConfig {
             grid: launch.grid,
             block: [launch.threads, 1, 1],
             dynamic_shared_bytes: launch.shared_bytes,
             params: bytemuck::bytes_of(params),
         };
-        oarlock_simgpu::launch(loaded, launch.entry, &config, memory, &self.options)
-            .unwrap_or_else(|fault| panic!("{}: {fault}", launch.entry))
+        if self.fault.is_some() {
+            return Counters::default();
+        }
+        let memory = &self.memory;
+        let mutant = self.mutant.as_ref().filter(|module| module.entry(launch.entry).is_some());
+        let result = if let Some(mutant) = mutant {
+            let loaded = mutant.load(memory).expect("room on the device");
+            oarlock_simgpu::launch(&loaded, launch.entry, &config, memory, &self.options)
+        } else {
+            let (name, module) = module_of(launch.entry);
+            let load = || module.load(memory).expect("room on the device");
+            let loaded = self.modules.entry(name).or_insert_with(load);
+            oarlock_simgpu::launch(loaded, launch.entry, &config, memory, &self.options)
+        };
+        result.unwrap_or_else(|fault| {
+            assert!(self.mutant.is_some(), "{}: {fault}", launch.entry);
+            self.fault = Some(fault);
+            Counters::default()
+        })
     }
+}
+
+/// The PTX of one entry, with what it needs of its file.
+pub(crate) fn ptx_of(entry: &str) -> String {
+    let module = MODULES.iter().find(|module| module.entries.contains(&entry));
+    let wanted = arch();
+    let (_, ptx) = module
+        .and_then(|module| module.ptx.iter().find(|(arch, _)| *arch == wanted))
+        .expect("PTX of the entry");
+    let is_start = |line: &str| line.starts_with(".visible .entry ");
+    let mut text = String::new();
+    let mut is_wanted = true;
+    for line in ptx.lines() {
+        if is_start(line) {
+            is_wanted = line.contains(&format!(" {entry}("));
+        }
+        if is_wanted {
+            text.push_str(line);
+            text.push('\n');
+        }
+        // After an entry there may be declarations of the file.
+        if line == "}" {
+            is_wanted = true;
+        }
+    }
+    text
 }
 
 /// What a working type makes of values.

@@ -8,12 +8,12 @@ use oarlock_backend_cuda::pack::{PackedLinear, pack_linear};
 
 use crate::device::{Device, assert_near, assert_same, has_kernels, rounded};
 
-fn random_values(len: usize, seed: u64) -> Vec<f32> {
+pub(crate) fn random_values(len: usize, seed: u64) -> Vec<f32> {
     let mut random = SplitMix(seed);
     (0..len).map(|_| random.uniform() + random.uniform()).collect()
 }
 
-struct Layer {
+pub(crate) struct Layer {
     kind: WeightKind,
     outputs: usize,
     columns: usize,
@@ -22,12 +22,12 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(kind: WeightKind, outputs: usize, columns: usize, segments: usize) -> Self {
+    pub(crate) fn new(kind: WeightKind, outputs: usize, columns: usize, segments: usize) -> Self {
         let row = |row| random_row(kind, columns, 0.05, 100 + row as u64);
         Self { kind, outputs, columns, segments, data: (0..outputs).flat_map(row).collect() }
     }
 
-    fn packed(&self, work: WorkType) -> PackedLinear {
+    pub(crate) fn packed(&self, work: WorkType) -> PackedLinear {
         let view = WeightView::whole("test", self.kind, self.outputs, self.columns, &self.data);
         pack_linear(&[view], InnerSplit { segments: self.segments }, work).expect("good weights")
     }
@@ -54,7 +54,7 @@ impl Layer {
 }
 
 /// Runs a packed layer; `tile_rows` chooses the kernel.
-fn run(
+pub(crate) fn run(
     device: &mut Device,
     layer: &PackedLinear,
     work: WorkType,

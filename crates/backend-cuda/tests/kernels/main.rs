@@ -3,6 +3,7 @@
 mod attention;
 mod device;
 mod linear;
+mod mutants;
 mod rows;
 mod sampling;
 mod traffic;

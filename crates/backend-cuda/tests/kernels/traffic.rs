@@ -28,8 +28,14 @@ fn check(what: &str, counters: &Counters, needed: u64, most: f64) {
     let writes = counters.global_writes.efficiency();
     let dram = (counters.dram_read_bytes + counters.dram_write_bytes) as f64 / needed as f64;
     eprintln!(
-        "{what}: DRAM {dram:.3} of what is needed, sectors used {reads:.3} / {writes:.3}, tensor {:.3}",
-        counters.tensor_share()
+        "{what}: DRAM {dram:.3} of what is needed, sectors used {reads:.3} / {writes:.3}, {} warp \
+         instructions: {} integer, {} float, {} tensor, {} shared, {} control",
+        counters.warp_instructions,
+        counters.integer,
+        counters.float,
+        counters.tensor,
+        counters.shared,
+        counters.control,
     );
     let often = counters.lines.values().map(|line| line.warps).max().unwrap_or(0) / 8;
     for (number, line) in &counters.lines {
