@@ -185,7 +185,7 @@ fn table(sources: &[PathBuf], out_dir: &Path) -> Result<String, String> {
         let list = |extension: &str, macro_name: &str| {
             ARCHITECTURES.map(|arch| {
                 let path = output(out_dir, source, arch, extension);
-                format!("({arch}, {macro_name}!({path:?})),")
+                format!("({arch}, {macro_name}!({:?})),", path.to_string_lossy())
             })
         };
         writeln!(

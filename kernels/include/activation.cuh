@@ -1,4 +1,4 @@
-// Gated activations and the soft cap of logits: four values per thread.
+// Gated activations (eight values per thread) and the soft cap of logits (four).
 #pragma once
 
 #include "numbers.cuh"
@@ -23,22 +23,22 @@ __device__ __forceinline__ float gated(float gate, float up, uint32_t activation
 template <typename T>
 __device__ __forceinline__ void gated_activation(const GatedActivationParams &p) {
     const uint32_t row = blockIdx.y;
-    const uint32_t first = 4 * (blockIdx.x * blockDim.x + threadIdx.x);
-    if (row >= *p.num_rows || first >= p.width) return;
+    const uint32_t first = 8 * (blockIdx.x * blockDim.x + threadIdx.x);
+    if (first >= p.width || row >= *p.num_rows) return;
     const T *gate = static_cast<const T *>(p.gate_up) + static_cast<size_t>(row) * 2 * p.width;
     const T *up = gate + p.width;
     T *out = static_cast<T *>(p.out) + static_cast<size_t>(row) * p.width;
-    if (rows_of_4(static_cast<const T *>(p.gate_up), p.width) &&
-        rows_of_4(static_cast<T *>(p.out), p.width)) {
-        float gates[4], ups[4];
-        load_4(gates, gate + first);
-        load_4(ups, up + first);
+    if (p.width % 8 == 0 && rows_of_8(static_cast<const T *>(p.gate_up)) &&
+        rows_of_8(static_cast<T *>(p.out))) {
+        float gates[8], ups[8];
+        load_8(gates, gate + first);
+        load_8(ups, up + first);
 #pragma unroll
-        for (int i = 0; i < 4; i++) ups[i] = gated(gates[i], ups[i], p.activation);
-        store_4(out + first, ups);
+        for (int i = 0; i < 8; i++) ups[i] = gated(gates[i], ups[i], p.activation);
+        store_8(out + first, ups);
         return;
     }
-    for (uint32_t i = first; i < min(first + 4, p.width); i++) {
+    for (uint32_t i = first; i < min(first + 8, p.width); i++) {
         out[i] = from_float<T>(gated(to_float(gate[i]), to_float(up[i]), p.activation));
     }
 }

@@ -442,7 +442,7 @@ struct Joined {
 // One block of threads per item and KV head.
 template <typename Shape>
 __device__ __forceinline__ void attention(const AttentionParams &p) {
-    extern __shared__ char4 dynamic_shared[];
+    extern __shared__ uint4 dynamic_shared[];
     if (blockIdx.x >= *p.num_items) return;
     char *queries = reinterpret_cast<char *>(dynamic_shared);
     char *stages = queries + Shape::WARPS * Shape::QUERY_BYTES;

@@ -23,7 +23,6 @@ struct LinearTile {
     static constexpr int ROWS = 8 * WARP_N * GROUPS_N;
     static constexpr int HALF = 32 * GROUPS_M * GROUPS_N;  // threads of one chain
     static constexpr int THREADS = 2 * HALF;
-    static constexpr int BLOCKS = 512 / THREADS;           // at least, on one multiprocessor
     static constexpr int SUMS = WARP_M * WARP_N * 4;       // of one thread
     static constexpr int INPUT_BYTES = ROWS * 128;         // of one step
 };
@@ -44,7 +43,7 @@ __host__ __device__ __forceinline__ uint32_t input_offset(uint32_t row, uint32_t
 
 template <typename Weights, typename Tile>
 struct Linear {
-    static constexpr int WEIGHT_BYTES = Tile::TILES * 2 * Weights::STEP_BYTES;
+    static constexpr int WEIGHT_BYTES = Tile::TILES * Weights::PAIR_BYTES;
     static constexpr int STAGE_BYTES = WEIGHT_BYTES + 2 * Tile::INPUT_BYTES;
 
     const LinearParams &p;
@@ -54,7 +53,7 @@ struct Linear {
     uint32_t segment_columns;
     uint32_t pairs;  // of steps, in one segment
     bool is_aligned;
-    StepPlace place;
+    PairPlace place;  // of the pair that is loaded next
 
     __device__ __forceinline__ Linear(const LinearParams &params, uint32_t rows)
         : p(params), num_rows(rows), first_row(blockIdx.x * Tile::ROWS),
@@ -70,18 +69,16 @@ struct Linear {
                      reinterpret_cast<uintptr_t>(p.input) % 16 == 0;
     }
 
-    // Starts copying a pair of steps of weights and input; `place.step` is the pair's first.
+    // Starts copying a pair of steps of weights and input.
     __device__ __forceinline__ void load(char *stage) const {
+        constexpr int CHUNKS = Tile::TILES * Weights::CHUNKS;
 #pragma unroll
-        for (int base = 0; base < Tile::TILES * 2 * Weights::CHUNKS; base += Tile::THREADS) {
+        for (int base = 0; base < CHUNKS; base += Tile::THREADS) {
             const uint32_t i = base + threadIdx.x;
-            if (Tile::TILES * 2 * Weights::CHUNKS % Tile::THREADS == 0 ||
-                i < Tile::TILES * 2 * Weights::CHUNKS) {
-                const uint32_t slot = i / Weights::CHUNKS;  // [tile][chain]
-                StepPlace at = place;
-                at.step += slot % 2;
-                Weights::copy(stage + slot * Weights::STEP_BYTES, i % Weights::CHUNKS, p, at,
-                              first_tile + slot / 2);
+            if (CHUNKS % Tile::THREADS == 0 || i < CHUNKS) {
+                const uint32_t tile = i / Weights::CHUNKS;
+                Weights::copy(stage + tile * Weights::PAIR_BYTES, i % Weights::CHUNKS, p, place,
+                              first_tile + tile);
             }
         }
         char *input = stage + WEIGHT_BYTES;
@@ -128,23 +125,23 @@ struct Linear {
     }
 };
 
-// Adds one step of a warp's products. `weights`: the chain's step of the warp's first tile (tiles are
-// two steps apart); `input`: the chain's step of the warp's first row.
+// Adds one step of a warp's products. `weights`: the pair of the warp's first tile; `input`: the
+// chain's step of the warp's first row.
 template <typename Weights, typename Tile>
 __device__ __forceinline__ void multiply(float (&sums)[2][Tile::WARP_M][Tile::WARP_N][4],
-                                         const char *weights, const char *input, uint32_t lane,
-                                         const LinearParams &p, const StepPlace &place) {
+                                         const char *weights, const char *input, uint32_t chain,
+                                         uint32_t lane, uint32_t first_block) {
     typename Weights::Scales scales[Tile::WARP_M];
 #pragma unroll
     for (int m = 0; m < Tile::WARP_M; m++) {
-        scales[m] = Weights::scales(weights + m * 2 * Weights::STEP_BYTES, lane, p, place);
+        scales[m] = Weights::scales(weights + m * Weights::PAIR_BYTES, chain, lane, first_block);
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         uint32_t a[Tile::WARP_M][2][4];
 #pragma unroll
         for (int m = 0; m < Tile::WARP_M; m++) {
-            Weights::unpack(a[m], weights + m * 2 * Weights::STEP_BYTES, half, lane, scales[m]);
+            Weights::unpack(a[m], weights + m * Weights::PAIR_BYTES, chain, half, lane, scales[m]);
         }
 #pragma unroll
         for (int n = 0; n < Tile::WARP_N; n++) {
@@ -235,7 +232,7 @@ __device__ __forceinline__ void store(const float (&sums)[Tile::WARP_M][Tile::WA
 template <typename Weights, typename Tile>
 __device__ __forceinline__ void linear(const LinearParams &p) {
     using Work = Linear<Weights, Tile>;
-    extern __shared__ char4 dynamic_shared[];
+    extern __shared__ uint4 dynamic_shared[];
     char *shared = reinterpret_cast<char *>(dynamic_shared);
     const uint32_t num_rows = *p.num_rows;
     if (blockIdx.x * Tile::ROWS >= num_rows) return;
@@ -247,8 +244,7 @@ __device__ __forceinline__ void linear(const LinearParams &p) {
     const uint32_t chain = threadIdx.x / Tile::HALF;
     const uint32_t group = threadIdx.x % Tile::HALF / 32;
     const uint32_t group_m = group % Tile::GROUPS_M, group_n = group / Tile::GROUPS_M;
-    const uint32_t weight_at =
-        (group_m * Tile::WARP_M * 2 + chain) * Weights::STEP_BYTES;
+    const uint32_t weight_at = group_m * Tile::WARP_M * Weights::PAIR_BYTES;
     const uint32_t input_at = Work::WEIGHT_BYTES + chain * Tile::INPUT_BYTES +
                               group_n * Tile::WARP_N * 8 * 128;
 
@@ -278,7 +274,9 @@ __device__ __forceinline__ void linear(const LinearParams &p) {
         __syncthreads();
         load_next();
         const char *stage = shared + slot * Work::STAGE_BYTES;
-        multiply<Weights, Tile>(sums, stage + weight_at, stage + input_at, lane, p, work.place);
+        const uint32_t first_block =
+            p.first_sub_block + segment * work.place.segment_blocks + 4 * pair;
+        multiply<Weights, Tile>(sums, stage + weight_at, stage + input_at, chain, lane, first_block);
         slot = slot + 1 == Tile::STAGES ? 0 : slot + 1;
         pair++;
         if (pair == work.pairs) {

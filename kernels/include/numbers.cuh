@@ -51,6 +51,36 @@ __device__ __forceinline__ void store_4(Bf16 *to, const float (&from)[4]) {
         make_uint2(pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]));
 }
 
+// Eight at once.
+__device__ __forceinline__ void load_8(float (&to)[8], const float *from) {
+    const float4 a = reinterpret_cast<const float4 *>(from)[0];
+    const float4 b = reinterpret_cast<const float4 *>(from)[1];
+    to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w;
+    to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
+}
+__device__ __forceinline__ void load_8(float (&to)[8], const Bf16 *from) {
+    const uint4 pairs = *reinterpret_cast<const uint4 *>(from);
+    to[0] = low_bf16(pairs.x), to[1] = high_bf16(pairs.x);
+    to[2] = low_bf16(pairs.y), to[3] = high_bf16(pairs.y);
+    to[4] = low_bf16(pairs.z), to[5] = high_bf16(pairs.z);
+    to[6] = low_bf16(pairs.w), to[7] = high_bf16(pairs.w);
+}
+__device__ __forceinline__ void store_8(float *to, const float (&from)[8]) {
+    reinterpret_cast<float4 *>(to)[0] = make_float4(from[0], from[1], from[2], from[3]);
+    reinterpret_cast<float4 *>(to)[1] = make_float4(from[4], from[5], from[6], from[7]);
+}
+__device__ __forceinline__ void store_8(Bf16 *to, const float (&from)[8]) {
+    *reinterpret_cast<uint4 *>(to) = make_uint4(
+        pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]), pack_bf16(from[4], from[5]),
+        pack_bf16(from[6], from[7]));
+}
+
+// Whether a base is aligned for eight at a time.
+template <typename T>
+__device__ __forceinline__ bool rows_of_8(const T *base) {
+    return reinterpret_cast<uintptr_t>(base) % 16 == 0;
+}
+
 // Whether rows of `width` values that start at `base` can be read four at a time.
 template <typename T>
 __device__ __forceinline__ bool rows_of_4(const T *base, uint32_t width) {

@@ -235,4 +235,25 @@ struct SampleParams {
     uint32_t max_top;
 };
 
+// The mirrors have these sizes, too.
+static_assert(sizeof(EmbedParams) == 48, "");
+static_assert(sizeof(AddRmsNormParams) == 48, "");
+static_assert(sizeof(RmsNormParams) == 32, "");
+static_assert(sizeof(HeadRmsNormParams) == 48, "");
+static_assert(sizeof(LinearParams) == 80, "");
+static_assert(sizeof(SoftCapParams) == 24, "");
+static_assert(sizeof(GatherParams) == 40, "");
+static_assert(sizeof(RotaryKvWriteParams) == 80, "");
+static_assert(sizeof(GatedActivationParams) == 32, "");
+static_assert(sizeof(AttentionItem) == 32, "");
+static_assert(sizeof(AttentionJoin) == 32, "");
+static_assert(sizeof(AttentionParams) == 88, "");
+static_assert(sizeof(AttentionJoinParams) == 48, "");
+static_assert(sizeof(CopyBlocksParams) == 40, "");
+static_assert(sizeof(SegmentStats) == 16, "");
+static_assert(sizeof(LogitStatsParams) == 32, "");
+static_assert(sizeof(SampleRequest) == 48, "");
+static_assert(sizeof(SampleResult) == 24, "");
+static_assert(sizeof(SampleParams) == 64, "");
+
 }  // namespace oarlock

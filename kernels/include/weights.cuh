@@ -1,5 +1,6 @@
 // Packed weights of the bfloat16 linear kernels: how one tile of 16 outputs comes into shared memory
-// for one step of 64 columns, and from there, unpacked, into the A registers of mma.m16n8k16.
+// for a pair of steps of 64 columns (one for each chain), and from there, unpacked, into the A
+// registers of mma.m16n8k16.
 //
 // A step has two halves of 32 columns with two mma each. kernels/README.md says which column lies
 // where. Lane = 4 r + q has outputs r and r + 8.
@@ -10,26 +11,34 @@
 
 namespace oarlock {
 
-// A step of one segment, in terms of the packed planes.
-struct StepPlace {
+// A pair of steps of one segment, in terms of the packed planes.
+struct PairPlace {
     uint32_t num_tiles;       // of 16 outputs
     uint32_t steps;           // of one segment
     uint32_t segment;
-    uint32_t step;            // in the segment; may be one too many
+    uint32_t step;            // the pair's first; the second may be one too many
     uint32_t segment_blocks;  // sub-blocks of 32 columns of one segment
 };
 
-// Index of a tile's step in planes that have one record for each.
-__device__ __forceinline__ size_t record(const LinearParams &p, const StepPlace &at, uint32_t tile) {
+// Index of a tile's step in planes that have one record for each; the pair's second is the next.
+__device__ __forceinline__ size_t record(const LinearParams &p, const PairPlace &at, uint32_t tile) {
     return (static_cast<size_t>(tile) * p.segments + at.segment) * at.steps + at.step;
 }
 
-// Copies `CHUNKS` times 16 bytes if they are there, zeros if not.
-__device__ __forceinline__ void copy_chunk(char *to, const void *plane, size_t record_at,
-                                           uint32_t record_bytes, uint32_t chunk, bool is_there) {
-    const char *from = static_cast<const char *>(plane);
-    copy_async_16(to + 16 * chunk, from + (is_there ? record_at * record_bytes + 16 * chunk : 0),
-                  is_there);
+// Copies 16 bytes of `plane` if they are there, zeros if not.
+__device__ __forceinline__ void copy_chunk(char *to, const void *plane, size_t offset,
+                                           bool is_there) {
+    copy_async_16(to, static_cast<const char *>(plane) + (is_there ? offset : 0), is_there);
+}
+
+// Copies a chunk of two consecutive records of RECORD bytes.
+template <uint32_t RECORD>
+__device__ __forceinline__ void copy_of_pair(char *to, const void *plane, uint32_t chunk,
+                                             const LinearParams &p, const PairPlace &at,
+                                             uint32_t tile) {
+    const bool is_there =
+        tile < at.num_tiles && at.step + chunk / (RECORD / 16) < at.steps;
+    copy_chunk(to, plane, record(p, at, tile) * RECORD + 16 * chunk, is_there);
 }
 
 // Byte `i` of `bytes` as a float in [2^23, 2^23 + 255].
@@ -40,31 +49,32 @@ constexpr float MAGIC = 8388608.0f;  // 2^23
 
 // bfloat16, in the order of the registers.
 struct Bf16Weights {
-    static constexpr int QUANT_BYTES = 2048;
-    static constexpr int STEP_BYTES = QUANT_BYTES;
+    static constexpr int STEP_BYTES = 2048;
+    static constexpr int PAIR_BYTES = 2 * STEP_BYTES;
+    static constexpr int CHUNKS = PAIR_BYTES / 16;
 
     struct Scales {};
 
-    // Chunk `chunk` of a tile's step; the loop over chunks is the caller's.
-    static constexpr int CHUNKS = STEP_BYTES / 16;
+    // Chunk `chunk` of a tile's pair, which starts at `to`; the loop over chunks is the caller's.
     static __device__ __forceinline__ void copy(char *to, uint32_t chunk, const LinearParams &p,
-                                                const StepPlace &at, uint32_t tile) {
-        const bool is_there = tile < at.num_tiles && at.step < at.steps;
-        copy_chunk(to, p.weight, record(p, at, tile), QUANT_BYTES, chunk, is_there);
+                                                const PairPlace &at, uint32_t tile) {
+        copy_of_pair<STEP_BYTES>(to + 16 * chunk, p.weight, chunk, p, at, tile);
     }
 
-    static __device__ __forceinline__ Scales scales(const char *, uint32_t, const LinearParams &,
-                                                    const StepPlace &) {
+    // Scales of the chain's step; `first_block`: the pair's first sub-block, counted from the start
+    // of the super-block that has the view's first column.
+    static __device__ __forceinline__ Scales scales(const char *, uint32_t, uint32_t, uint32_t) {
         return Scales{};
     }
 
-    // Registers of both mma of one half.
-    static __device__ __forceinline__ void unpack(uint32_t (&a)[2][4], const char *from, int half,
-                                                  uint32_t lane, const Scales &) {
+    // Registers of both mma of one half of the chain's step.
+    static __device__ __forceinline__ void unpack(uint32_t (&a)[2][4], const char *pair,
+                                                  uint32_t chain, int half, uint32_t lane,
+                                                  const Scales &) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const uint4 four =
-                *reinterpret_cast<const uint4 *>(from + (2 * half + i) * 512 + lane * 16);
+            const uint4 four = *reinterpret_cast<const uint4 *>(
+                pair + chain * STEP_BYTES + (2 * half + i) * 512 + lane * 16);
             a[i][0] = four.x, a[i][1] = four.y, a[i][2] = four.z, a[i][3] = four.w;
         }
     }
@@ -72,10 +82,10 @@ struct Bf16Weights {
 
 // Q8_0: d * q.
 struct Q80Weights {
-    static constexpr int QUANT_BYTES = 1024;
+    static constexpr int QUANT_BYTES = 1024;  // of a step
     static constexpr int SCALE_BYTES = 64;
-    static constexpr int STEP_BYTES = QUANT_BYTES + SCALE_BYTES;
-    static constexpr int CHUNKS = STEP_BYTES / 16;
+    static constexpr int PAIR_BYTES = 2 * (QUANT_BYTES + SCALE_BYTES);
+    static constexpr int CHUNKS = PAIR_BYTES / 16;
 
     // d of [output r or r + 8][half].
     struct Scales {
@@ -83,33 +93,34 @@ struct Q80Weights {
     };
 
     static __device__ __forceinline__ void copy(char *to, uint32_t chunk, const LinearParams &p,
-                                                const StepPlace &at, uint32_t tile) {
-        const bool is_there = tile < at.num_tiles && at.step < at.steps;
-        const size_t index = record(p, at, tile);
-        if (chunk < QUANT_BYTES / 16) {
-            copy_chunk(to, p.weight, index, QUANT_BYTES, chunk, is_there);
+                                                const PairPlace &at, uint32_t tile) {
+        constexpr uint32_t FIRST_SCALE = 2 * QUANT_BYTES / 16;
+        if (chunk < FIRST_SCALE) {
+            copy_of_pair<QUANT_BYTES>(to + 16 * chunk, p.weight, chunk, p, at, tile);
         } else {
-            copy_chunk(to + QUANT_BYTES, p.scales, index, SCALE_BYTES, chunk - QUANT_BYTES / 16,
-                       is_there);
+            copy_of_pair<SCALE_BYTES>(to + 16 * chunk, p.scales, chunk - FIRST_SCALE, p, at, tile);
         }
     }
 
-    static __device__ __forceinline__ Scales scales(const char *from, uint32_t lane,
-                                                    const LinearParams &, const StepPlace &) {
+    static __device__ __forceinline__ Scales scales(const char *pair, uint32_t chain, uint32_t lane,
+                                                    uint32_t) {
         Scales scales;
-        const uint32_t *pairs = reinterpret_cast<const uint32_t *>(from + QUANT_BYTES);  // [16]
+        const uint32_t *halves = reinterpret_cast<const uint32_t *>(
+            pair + 2 * QUANT_BYTES + chain * SCALE_BYTES);  // [16 outputs]
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const uint32_t pair = pairs[lane / 4 + 8 * i];
-            scales.d[i][0] = half_to_float(pair & 0xffffu);
-            scales.d[i][1] = half_to_float(pair >> 16);
+            const uint32_t both = halves[lane / 4 + 8 * i];
+            scales.d[i][0] = half_to_float(both & 0xffffu);
+            scales.d[i][1] = half_to_float(both >> 16);
         }
         return scales;
     }
 
-    static __device__ __forceinline__ void unpack(uint32_t (&a)[2][4], const char *from, int half,
-                                                  uint32_t lane, const Scales &scales) {
-        const uint4 four = *reinterpret_cast<const uint4 *>(from + half * 512 + lane * 16);
+    static __device__ __forceinline__ void unpack(uint32_t (&a)[2][4], const char *pair,
+                                                  uint32_t chain, int half, uint32_t lane,
+                                                  const Scales &scales) {
+        const uint4 four = *reinterpret_cast<const uint4 *>(pair + chain * QUANT_BYTES +
+                                                            half * 512 + lane * 16);
         const uint32_t words[2][2] = {{four.x, four.y}, {four.z, four.w}};  // [output][columns / 4]
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -131,12 +142,13 @@ struct Q80Weights {
 
 // Q4_K: d * scale * q - dmin * minimum, where both products are exact in float32.
 struct Q4KWeights {
-    static constexpr int QUANT_BYTES = 512;
+    static constexpr int QUANT_BYTES = 512;    // of a step
     static constexpr int SUB_SCALE_BYTES = 48;
-    static constexpr int SUPER_BYTES = 64;
-    // The halves may lie in different super-blocks, so there are two.
-    static constexpr int STEP_BYTES = QUANT_BYTES + SUB_SCALE_BYTES + 2 * SUPER_BYTES;
-    static constexpr int CHUNKS = STEP_BYTES / 16;
+    static constexpr int SUPER_BYTES = 64;     // of a super-block of 256 columns
+    // A pair's four sub-blocks lie in one super-block or in two.
+    static constexpr int USED_BYTES = 2 * (QUANT_BYTES + SUB_SCALE_BYTES + SUPER_BYTES);
+    static constexpr int PAIR_BYTES = (USED_BYTES + 127) / 128 * 128;
+    static constexpr int CHUNKS = USED_BYTES / 16;
 
     // [output r or r + 8][half]
     struct Scales {
@@ -144,32 +156,26 @@ struct Q4KWeights {
         float minimum[2][2];
     };
 
-    // Sub-block of the view's first super-block on in which the step's first half lies.
-    static __device__ __forceinline__ uint32_t sub_block(const LinearParams &p,
-                                                         const StepPlace &at) {
-        return p.first_sub_block + at.segment * at.segment_blocks + 2 * at.step;
-    }
-
     static __device__ __forceinline__ void copy(char *to, uint32_t chunk, const LinearParams &p,
-                                                const StepPlace &at, uint32_t tile) {
-        constexpr uint32_t FIRST_SUB = QUANT_BYTES / 16;
-        constexpr uint32_t FIRST_SUPER = FIRST_SUB + SUB_SCALE_BYTES / 16;
-        const bool is_there = tile < at.num_tiles && at.step < at.steps;
+                                                const PairPlace &at, uint32_t tile) {
+        constexpr uint32_t FIRST_SUB = 2 * QUANT_BYTES / 16;
+        constexpr uint32_t FIRST_SUPER = FIRST_SUB + 2 * SUB_SCALE_BYTES / 16;
+        char *slot = to + 16 * chunk;
         if (chunk < FIRST_SUB) {
-            copy_chunk(to, p.weight, record(p, at, tile), QUANT_BYTES, chunk, is_there);
+            copy_of_pair<QUANT_BYTES>(slot, p.weight, chunk, p, at, tile);
         } else if (chunk < FIRST_SUPER) {
-            copy_chunk(to + QUANT_BYTES, p.sub_scales, record(p, at, tile), SUB_SCALE_BYTES,
-                       chunk - FIRST_SUB, is_there);
+            copy_of_pair<SUB_SCALE_BYTES>(slot, p.sub_scales, chunk - FIRST_SUB, p, at, tile);
         } else {
             const uint32_t which = (chunk - FIRST_SUPER) / (SUPER_BYTES / 16);
-            const uint32_t first = sub_block(p, at);
-            // A second half that is padding has no super-block; its activations are zeros.
-            const bool is_padding = 2 * at.step + which >= at.segment_blocks;
+            const uint32_t segment = p.first_sub_block + at.segment * at.segment_blocks;
+            const uint32_t first = segment + 2 * at.step;
+            const uint32_t last = min(first + 3, segment + at.segment_blocks - 1);
             const uint32_t supers = (p.first_sub_block + p.columns / 32 + 7) / 8;
-            const size_t index = static_cast<size_t>(tile) * supers + (first + which) / 8;
-            copy_chunk(to + QUANT_BYTES + SUB_SCALE_BYTES + which * SUPER_BYTES, p.scales, index,
-                       SUPER_BYTES, (chunk - FIRST_SUPER) % (SUPER_BYTES / 16),
-                       is_there && !is_padding);
+            const size_t index = static_cast<size_t>(tile) * supers + first / 8 + which;
+            const bool is_there = tile < at.num_tiles && first / 8 + which <= last / 8;
+            copy_chunk(slot, p.scales,
+                       index * SUPER_BYTES + (chunk - FIRST_SUPER) % (SUPER_BYTES / 16) * 16,
+                       is_there);
         }
     }
 
@@ -177,11 +183,12 @@ struct Q4KWeights {
         return __uint_as_float(0x4b000000u | value) - MAGIC;
     }
 
-    static __device__ __forceinline__ Scales scales(const char *from, uint32_t lane,
-                                                    const LinearParams &, const StepPlace &) {
-        const uint8_t *sub = reinterpret_cast<const uint8_t *>(from + QUANT_BYTES);  // [3][16]
-        const uint32_t *supers =
-            reinterpret_cast<const uint32_t *>(from + QUANT_BYTES + SUB_SCALE_BYTES);  // [2][16]
+    static __device__ __forceinline__ Scales scales(const char *pair, uint32_t chain, uint32_t lane,
+                                                    uint32_t first_block) {
+        const uint8_t *sub = reinterpret_cast<const uint8_t *>(
+            pair + 2 * QUANT_BYTES + chain * SUB_SCALE_BYTES);  // [3][16 outputs]
+        const uint32_t *supers = reinterpret_cast<const uint32_t *>(
+            pair + 2 * (QUANT_BYTES + SUB_SCALE_BYTES));  // [2][16 outputs]
         Scales scales;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -189,19 +196,22 @@ struct Q4KWeights {
             const uint32_t bits = sub[output] | sub[16 + output] << 8 | sub[32 + output] << 16;
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const uint32_t pair = supers[16 * half + output];
+                const uint32_t which = (first_block % 8 + 2 * chain + half) / 8;
+                const uint32_t both = supers[16 * which + output];
                 scales.scale[i][half] =
-                    half_to_float(pair & 0xffffu) * small_integer(bits >> (6 * half) & 63u);
+                    half_to_float(both & 0xffffu) * small_integer(bits >> (6 * half) & 63u);
                 scales.minimum[i][half] =
-                    half_to_float(pair >> 16) * small_integer(bits >> (12 + 6 * half) & 63u);
+                    half_to_float(both >> 16) * small_integer(bits >> (12 + 6 * half) & 63u);
             }
         }
         return scales;
     }
 
-    static __device__ __forceinline__ void unpack(uint32_t (&a)[2][4], const char *from, int half,
-                                                  uint32_t lane, const Scales &scales) {
-        const uint4 four = *reinterpret_cast<const uint4 *>(from + lane * 16);
+    static __device__ __forceinline__ void unpack(uint32_t (&a)[2][4], const char *pair,
+                                                  uint32_t chain, int half, uint32_t lane,
+                                                  const Scales &scales) {
+        const uint4 four =
+            *reinterpret_cast<const uint4 *>(pair + chain * QUANT_BYTES + lane * 16);
         const uint32_t words[2][2] = {{four.x, four.y}, {four.z, four.w}};  // [half][output]
 #pragma unroll
         for (int i = 0; i < 2; i++) {

@@ -3,9 +3,10 @@
 
 using namespace oarlock;
 
-#define ENTRY(name, Tile) \
-    extern "C" __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS) name(const __grid_constant__ LinearParams p) { linear<Bf16Weights, Tile>(p); }
+// `blocks` at least are to fit on a multiprocessor, by their registers.
+#define ENTRY(name, Tile, blocks) \
+    extern "C" __global__ void __launch_bounds__(Tile::THREADS, blocks) name(const __grid_constant__ LinearParams p) { linear<Bf16Weights, Tile>(p); }
 
-ENTRY(linear_bf16_n8, LinearN8)
-ENTRY(linear_bf16_n32, LinearN32)
-ENTRY(linear_bf16_n64, LinearN64)
+ENTRY(linear_bf16_n8, LinearN8, 4)
+ENTRY(linear_bf16_n32, LinearN32, 4)
+ENTRY(linear_bf16_n64, LinearN64, 2)

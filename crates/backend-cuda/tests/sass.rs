@@ -5,6 +5,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use oarlock_backend_cuda::kernels::{HAS_KERNELS, MODULES};
 
@@ -15,27 +16,31 @@ struct Function {
     lines: Vec<String>,
 }
 
-/// Every entry of every cubin; `None`, with a reason printed, where the tools are missing and this is
-/// not CI.
-fn functions() -> Option<Vec<Function>> {
+/// Every entry of every cubin, disassembled once for all tests; `None`, with a reason printed, where
+/// the tools are missing and this is not CI.
+fn functions() -> Option<&'static [Function]> {
+    static FUNCTIONS: OnceLock<Option<Vec<Function>>> = OnceLock::new();
+    FUNCTIONS.get_or_init(disassemble).as_deref()
+}
+
+fn disassemble() -> Option<Vec<Function>> {
     let Some(nvdisasm) = find_nvdisasm().filter(|_| HAS_KERNELS) else {
         let reason = "no kernels or no nvdisasm: run `cargo xtask cuda-toolkit`";
         assert!(env::var_os("CI").is_none(), "{reason}");
-        println!("skipped: {reason}");
+        eprintln!("skipped: {reason}");
         return None;
     };
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sass");
-    fs::create_dir_all(&dir).unwrap();
+    fs::create_dir_all(&dir).expect("a folder of the tests");
     let mut all = Vec::new();
     for module in MODULES {
         for (arch, cubin) in module.cubins {
-            // Tests run side by side.
-            let name = format!("{}.{arch}.{:?}", module.name, std::thread::current().id());
-            let path = dir.join(name);
-            fs::write(&path, cubin).unwrap();
-            let output = Command::new(&nvdisasm).arg("-c").arg(&path).output().unwrap();
+            let path = dir.join(format!("{}.sm_{arch}.cubin", module.name));
+            fs::write(&path, cubin).expect("a file of the tests");
+            let output =
+                Command::new(&nvdisasm).arg("-c").arg(&path).output().expect("nvdisasm starts");
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            let text = String::from_utf8(output.stdout).unwrap();
+            let text = String::from_utf8(output.stdout).expect("text");
             let found = split(&text, *arch);
             assert_eq!(found.len(), module.entries.len(), "entries of {}", module.name);
             all.extend(found);
@@ -107,7 +112,7 @@ fn is_product(name: &str) -> bool {
 #[test]
 fn nothing_is_spilled_and_no_local_memory_is_used() {
     let Some(functions) = functions() else { return };
-    for function in &functions {
+    for function in functions {
         for word in ["LDL", "STL"] {
             assert!(!function.has(word), "{} for {}: {word}", function.name, function.arch);
         }

@@ -109,7 +109,7 @@ pub fn rotary_kv_write(work: WorkType, rows: u32) -> Launch {
 #[must_use]
 pub fn gated_activation(work: WorkType, rows: u32, width: u32) -> Launch {
     let entry = work.pick("gated_activation_bf16", "gated_activation_f32");
-    plain(entry, [width.div_ceil(1024), rows], 256)
+    plain(entry, [width.div_ceil(2048), rows], 256)
 }
 
 /// `attention_*` over narrow items (at most 16 pairs each).
@@ -172,18 +172,19 @@ const MAX_ROWS_OF_SMALL_TILES: u32 = 64;
 /// `linear_*`, in the tile that suits the number of rows.
 #[must_use]
 pub fn linear(format: LinearFormat, rows: u32, outputs: u32, segments: u32) -> Launch {
-    let (entries, tile_bytes) = match format {
+    let (entries, pair_bytes) = match format {
         LinearFormat::F32 => {
             let grid = [rows.div_ceil(32), outputs.div_ceil(32), 1];
             return Launch { entry: "linear_f32", grid, threads: 256, shared_bytes: 0 };
         }
-        LinearFormat::Bf16 => (["linear_bf16_n8", "linear_bf16_n32", "linear_bf16_n64"], 2048),
-        LinearFormat::Q8_0 => {
-            (["linear_q8_0_bf16_n8", "linear_q8_0_bf16_n32", "linear_q8_0_bf16_n64"], 1024 + 64)
-        }
+        LinearFormat::Bf16 => (["linear_bf16_n8", "linear_bf16_n32", "linear_bf16_n64"], 2 * 2048),
+        LinearFormat::Q8_0 => (
+            ["linear_q8_0_bf16_n8", "linear_q8_0_bf16_n32", "linear_q8_0_bf16_n64"],
+            2 * (1024 + 64),
+        ),
         LinearFormat::Q4K => (
             ["linear_q4_k_bf16_n8", "linear_q4_k_bf16_n32", "linear_q4_k_bf16_n64"],
-            512 + 48 + 2 * 64,
+            (2 * (512 + 48 + 64_u32)).next_multiple_of(128),
         ),
     };
     let tile = match rows {
@@ -192,7 +193,7 @@ pub fn linear(format: LinearFormat, rows: u32, outputs: u32, segments: u32) -> L
         _ => LINEAR_TILES[2],
     };
     // Per stage: two steps (one of each chain) of every tile of outputs, and their activations.
-    let stage = tile.outputs / TILE_OUTPUTS as u32 * 2 * tile_bytes + tile.rows * 256;
+    let stage = tile.outputs / TILE_OUTPUTS as u32 * pair_bytes + tile.rows * 256;
     // One sum for the other chain, and one for each level of the tree of segments.
     let sums = tile.outputs * tile.rows * 4 * (1 + segments.ilog2());
     Launch {

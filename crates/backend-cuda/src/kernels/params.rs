@@ -255,3 +255,20 @@ pub const SAMPLE_INVALID_LOGITS: u32 = 1;
 pub fn share(value: f32) -> u64 {
     (f64::from(value) * (1_u64 << 32) as f64) as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn structs_are_as_large_as_the_compiled_ones() {
+        let header = include_str!("../../../../kernels/include/params.cuh");
+        let compiled: Vec<(&str, usize)> = header
+            .lines()
+            .filter_map(|line| line.strip_prefix("static_assert(sizeof("))
+            .filter_map(|rest| rest.split_once(") == "))
+            .filter_map(|(name, rest)| Some((name, rest.split_once(',')?.0.parse().ok()?)))
+            .collect();
+        assert_eq!(compiled, PARAM_SIZES);
+    }
+}

@@ -60,7 +60,7 @@ pub struct AttentionPlan {
 
 impl AttentionPlan {
     /// Plans a step anew; memory of the plan before is kept.
-    pub fn plan(&mut self, chunks: &[PlanChunk], shape: &PlanShape, budget: &PlanBudget) {
+    pub fn plan(&mut self, chunks: &[PlanChunk], shape: &PlanShape, budget: PlanBudget) {
         self.narrow.clear();
         self.wide.clear();
         self.joins.clear();
@@ -69,21 +69,21 @@ impl AttentionPlan {
         for chunk in chunks {
             self.cut_chunk(chunk, shape);
         }
-        let count_parts = |tile: &AttentionItem| u64::from(tile.end_part - tile.first_part);
-        let blocks = self.tiles.len() as u64 * u64::from(shape.num_kv_heads);
-        let total: u64 = self.tiles.iter().map(count_parts).sum();
+        let count_parts = |tile: &AttentionItem| tile.end_part - tile.first_part;
+        let total: u64 = self.tiles.iter().map(|tile| u64::from(count_parts(tile))).sum();
         let wanted = u64::from(budget.wanted_blocks.max(1));
-        // Every block gets as many parts; 1 if even that does not fill the device.
+        // Every block gets as many parts, at least; 1 if even that does not fill the device.
         let per_block = (total * u64::from(shape.num_kv_heads)).div_ceil(wanted).max(1) as u32;
-        let is_full = blocks >= wanted;
         // The longest contexts first: they are what a step waits for.
-        self.tiles.sort_by_key(|tile| (std::cmp::Reverse(count_parts(tile)), tile.first_row));
+        self.tiles.sort_unstable_by_key(|tile| {
+            (std::cmp::Reverse(count_parts(tile)), tile.first_row, tile.first_head)
+        });
         let tiles = std::mem::take(&mut self.tiles);
         for tile in &tiles {
             let warps = if tile.num_pairs > TILE_PAIRS { WIDE_TILES } else { 1 };
-            let slots = (tile.end_part - tile.first_part) * warps;
-            let is_short = tile.end_part - tile.first_part <= per_block;
-            if is_full || is_short || slots > budget.max_slots - self.num_slots {
+            let slots = count_parts(tile) * warps;
+            let is_short = count_parts(tile) <= per_block;
+            if is_short || slots > budget.max_slots - self.num_slots {
                 self.push(*tile);
             } else {
                 self.split(*tile, shape, per_block, warps);
@@ -167,7 +167,7 @@ mod tests {
     }
 
     /// Checks that every pair and every part it sees is done exactly once, in slots of its own.
-    fn check(plan: &AttentionPlan, chunks: &[PlanChunk], shape: &PlanShape, budget: &PlanBudget) {
+    fn check(plan: &AttentionPlan, chunks: &[PlanChunk], shape: &PlanShape, budget: PlanBudget) {
         let mut done = BTreeSet::new();
         let mut slots = BTreeSet::new();
         for item in plan.narrow.iter().chain(&plan.wide) {
@@ -258,8 +258,8 @@ mod tests {
                 chunks.push(PlanChunk { first_row, rows, start, first_table_entry });
                 first_row += rows;
             }
-            plan.plan(&chunks, &shape, &budget);
-            check(&plan, &chunks, &shape, &budget);
+            plan.plan(&chunks, &shape, budget);
+            check(&plan, &chunks, &shape, budget);
         }
     }
 
@@ -269,10 +269,15 @@ mod tests {
         let budget = PlanBudget { wanted_blocks: 264, max_slots: 1000 };
         let shape = PlanShape { group: 4, num_kv_heads: 8, ..SHAPE };
         let mut plan = AttentionPlan::default();
-        plan.plan(&[chunk], &shape, &budget);
+        plan.plan(&[chunk], &shape, budget);
         assert_eq!((plan.narrow.len(), plan.joins.len(), plan.num_slots), (16, 1, 16));
-        plan.plan(&[chunk; 64], &shape, &budget);
+        let mut many = vec![chunk; 64];
+        plan.plan(&many, &shape, budget);
         assert_eq!((plan.narrow.len(), plan.joins.len(), plan.num_slots), (64, 0, 0));
+        // Nobody waits for one context that is much longer than the others.
+        many[7].start = 100_000;
+        plan.plan(&many, &shape, budget);
+        assert_eq!((plan.narrow.len(), plan.joins.len(), plan.num_slots), (63 + 10, 1, 391));
     }
 
     #[test]
@@ -280,7 +285,7 @@ mod tests {
         let chunk = PlanChunk { first_row: 3, rows: 20, start: 0, first_table_entry: 0 };
         let budget = PlanBudget { wanted_blocks: 1, max_slots: 0 };
         let mut plan = AttentionPlan::default();
-        plan.plan(&[chunk], &SHAPE, &budget);
+        plan.plan(&[chunk], &SHAPE, budget);
         // 140 pairs: 64, 64 and 12.
         assert_eq!((plan.wide.len(), plan.narrow.len()), (2, 1));
         let last = plan.narrow[0];

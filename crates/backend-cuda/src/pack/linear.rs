@@ -5,7 +5,7 @@ use oarlock_backend::oracle::{check_parts, check_view};
 use oarlock_backend::quant::{SUB_BLOCK, dequantize_row};
 use oarlock_backend::{BackendError, InnerSplit, WeightKind, WeightView};
 
-use crate::kernels::{LinearFormat, TILE_OUTPUTS, WorkType};
+use crate::kernels::{LinearFormat, WorkType};
 
 use super::tile::{Tiles, bf16_step, q4_k_step, q8_0_step};
 
@@ -102,7 +102,7 @@ fn pack_part(
         sub_scales: Vec::new(),
     };
     if format == LinearFormat::F32 {
-        part.weight = decoded(views, |value| value.to_le_bytes())?;
+        part.weight = decoded(views, f32::to_le_bytes)?;
         return Ok(part);
     }
     let tiles = Tiles::new(views, segments);
@@ -127,7 +127,7 @@ fn pack_part(
 pub fn pack_table(table: &WeightView<'_>, work: WorkType) -> Result<Vec<u8>, BackendError> {
     check_view(table)?;
     match work {
-        WorkType::F32 => decoded(&[*table], |value| value.to_le_bytes()),
+        WorkType::F32 => decoded(&[*table], f32::to_le_bytes),
         WorkType::Bf16 => decoded(&[*table], |value| bf16::from_f32(value).to_le_bytes()),
     }
 }
@@ -168,6 +168,8 @@ pub(super) fn decode_row(
 #[cfg(test)]
 mod tests {
     use oarlock_backend::quant::{SplitMix, random_row};
+
+    use crate::kernels::TILE_OUTPUTS;
 
     use super::*;
 

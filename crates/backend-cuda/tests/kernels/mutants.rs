@@ -1,0 +1,163 @@
+//! Kernels with one thing wrong each: every one must be caught, by a check of the simulated device or
+//! by a wrong result, or else be explained here.
+
+use oarlock_backend::WeightKind;
+use oarlock_backend_cuda::kernels::launch::WorkType;
+use oarlock_simgpu::Module;
+
+use crate::attention::{BASE, Case, Chunk, SPLIT, WHOLE, step};
+use crate::device::{Device, has_kernels, ptx_of};
+use crate::linear::{Layer, random_values, run};
+
+/// Schedules that a mutant has to survive.
+const SEEDS: u64 = 3;
+
+/// One change to a PTX text.
+struct Mutant {
+    what: String,
+    ptx: String,
+}
+
+/// `text` with its `line`-th line replaced.
+fn with_line(text: &str, line: usize, replaced: &str) -> String {
+    let lines = text.lines().enumerate();
+    lines.flat_map(|(i, old)| [if i == line { replaced } else { old }, "\n"]).collect()
+}
+
+/// Every barrier and every wait deleted in turn; some operands of products swapped, some addresses and
+/// shifts off.
+fn mutants(ptx: &str) -> Vec<Mutant> {
+    let mut found = Vec::new();
+    let mut add = |line: usize, old: &str, new: &str| {
+        let what = format!("line {}: `{}` became `{new}`", line + 1, old.trim());
+        found.push(Mutant { what, ptx: with_line(ptx, line, new) });
+    };
+    // Of what there is much, a few.
+    let (mut products, mut matrices, mut copies) = (0, 0, 0);
+    for (line, text) in ptx.lines().enumerate() {
+        if text.contains("bar.sync") || text.contains("cp.async.wait_group") {
+            add(line, text, "");
+        } else if text.contains("mma.sync") {
+            products += 1;
+            if products % 13 == 1 {
+                add(line, text, &swap_operands(text));
+            }
+        } else if text.contains("ldmatrix") || text.contains("ld.shared.v4.u32") {
+            matrices += 1;
+            if matrices % 11 == 1
+                && let Some((before, after)) = text.rsplit_once(']')
+            {
+                add(line, text, &format!("{}]{after}", shifted(before)));
+            }
+        } else if text.contains("cp.async.cg") {
+            copies += 1;
+            if copies % 5 == 1
+                && let Some((before, after)) = text.split_once("], [")
+            {
+                add(line, text, &format!("{}], [{after}", shifted(before)));
+            }
+        }
+    }
+    found
+}
+
+/// An address, 16 bytes on.
+fn shifted(address: &str) -> String {
+    let with_offset = address.rsplit_once('+');
+    match with_offset.and_then(|(base, offset)| Some((base, offset.parse::<u32>().ok()?))) {
+        Some((base, offset)) => format!("{base}+{}", offset + 16),
+        None => format!("{address}+16"),
+    }
+}
+
+/// The first two registers of the A operand in each other's place.
+fn swap_operands(text: &str) -> String {
+    let groups: Vec<&str> = text.split('{').collect();
+    let a: Vec<&str> = groups[2].splitn(3, ", ").collect();
+    let swapped = format!("{}, {}, {}", a[1], a[0], a[2]);
+    groups[..2]
+        .iter()
+        .chain([&swapped.as_str()])
+        .chain(&groups[3..])
+        .copied()
+        .collect::<Vec<_>>()
+        .join("{")
+}
+
+/// Runs all mutants of an entry; those that nothing caught.
+fn survivors(entry: &str, work: &dyn Fn(&mut Device) -> Vec<f32>) -> Vec<String> {
+    let want = work(&mut Device::new(0));
+    let ptx = ptx_of(entry);
+    let is_caught = |mutant: &Module| {
+        (0..SEEDS).any(|seed| {
+            let mut device = Device::new(seed);
+            device.mutant = Some(mutant.clone());
+            let got = work(&mut device);
+            let is_same = got.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits());
+            device.fault.is_some() || !is_same
+        })
+    };
+    let all = mutants(&ptx);
+    eprintln!("{entry}: {} mutants", all.len());
+    assert!(all.len() > 4, "mutants of {entry}");
+    let alive = |mutant: &Mutant| {
+        let module = Module::parse(&mutant.ptx).expect("valid PTX");
+        (!is_caught(&module)).then(|| format!("{entry}, {}", mutant.what))
+    };
+    all.iter().filter_map(alive).collect()
+}
+
+#[test]
+fn mutants_of_linear_layers_are_caught() {
+    if !has_kernels() {
+        return;
+    }
+    let mut alive = Vec::new();
+    for (kind, name) in [
+        (WeightKind::Bf16, "linear_bf16"),
+        (WeightKind::Q8_0, "linear_q8_0_bf16"),
+        (WeightKind::Q4K, "linear_q4_k_bf16"),
+    ] {
+        // More steps than stages, two segments, an odd number of steps in each.
+        let layer = Layer::new(kind, 70, 2304, 2);
+        let packed = layer.packed(WorkType::Bf16);
+        for (rows, suffix) in [(8, "n8"), (32, "n32"), (65, "n64")] {
+            let input = random_values(rows * 2304, 3);
+            let work = |device: &mut Device| {
+                run(device, &packed, WorkType::Bf16, &input, None, rows as u32)
+            };
+            alive.extend(survivors(&format!("{name}_{suffix}"), &work));
+        }
+    }
+    assert!(alive.is_empty(), "survivors: {alive:#?}");
+}
+
+#[test]
+fn mutants_of_attention_are_caught() {
+    if !has_kernels() {
+        return;
+    }
+    let mut alive = Vec::new();
+    for (width, name) in [(64, "d64"), (128, "d128"), (256, "d256")] {
+        for (rows, suffix) in [(5, "w1"), (19, "w4")] {
+            let case = Case { width, kv_heads: 1, group: 3, len: 574, ..BASE };
+            let input = case.input(WorkType::Bf16, 5);
+            // A value that only the last two rows see takes another way through the kernel.
+            let mut spoiled = input.clone();
+            spoiled.values[572 * width + 5] = f32::NAN;
+            let work = |device: &mut Device| {
+                let mut out = Vec::new();
+                for (input, budget) in [(&input, WHOLE), (&input, SPLIT), (&spoiled, WHOLE)] {
+                    let chunk = Chunk { input, start: 574 - rows, rows, first_block: 0 };
+                    out.extend(step(device, &case, WorkType::Bf16, &[chunk], budget).remove(0));
+                }
+                out
+            };
+            alive.extend(survivors(&format!("attention_bf16_{name}_{suffix}"), &work));
+        }
+    }
+    // In a block of one warp the barrier only orders lanes after each other's copies; a simulated
+    // warp waits for the copies of all its lanes at once, so nothing shows that it is gone.
+    alive.retain(|mutant| !(mutant.contains("_w1") && mutant.contains("bar.sync")));
+    assert!(alive.is_empty(), "survivors: {alive:#?}");
+}
