@@ -16,7 +16,7 @@ mod races;
 pub(crate) mod random;
 pub(crate) mod registers;
 mod shared;
-mod stores;
+pub(crate) mod stores;
 pub(crate) mod tally;
 mod warp;
 pub(crate) mod windows;

@@ -18,7 +18,8 @@ fn multiplies(element: &str, to_bits: impl Fn(f32) -> u16) {
             words(seed, len).into_iter().map(|word| (word % 17) as f32 - 8.0).collect()
         };
         let (a, b) = (numbers(seed, m * k), numbers(seed + 10, n * k));
-        let bits = |values: &[f32]| -> Vec<u16> { values.iter().map(|&value| to_bits(value)).collect() };
+        let bits =
+            |values: &[f32]| -> Vec<u16> { values.iter().map(|&value| to_bits(value)).collect() };
         let (a_at, b_at) = (device.upload(&bits(&a)), device.upload(&bits(&b)));
         let d = device.alloc(4 * m * n);
         let shape = device.alloc(20);
@@ -51,7 +52,11 @@ fn gemm_in_f16() {
     // Whole numbers up to 8, as f16.
     multiplies("half_t", |value| {
         let bits = value.to_bits();
-        if value == 0.0 { 0 } else { ((bits >> 16 & 0x8000) | ((bits >> 13 & 0x3ffff) - (112 << 10))) as u16 }
+        if value == 0.0 {
+            0
+        } else {
+            ((bits >> 16 & 0x8000) | ((bits >> 13 & 0x3ffff) - (112 << 10))) as u16
+        }
     });
 }
 

@@ -92,10 +92,12 @@ impl Decoder<'_> {
     pub(super) fn atomic(&mut self, name: &Name<'_>) -> Result<()> {
         let is_atom = name.base == "atom";
         let op = name.parts.iter().find_map(|part| atomic_op(part));
-        let (Some(op), Some(kind)) = (op, atomic_type(name.kind())) else {
+        // Vector forms are written with the type before the operation, too.
+        let kind = name.parts.iter().rev().find_map(|part| atomic_type(part));
+        let (Some(op), Some(kind)) = (op, kind) else {
             return self.unknown();
         };
-        if name.has("async") || (name.kind() == "b128") {
+        if name.has("async") || name.has("b128") {
             return self.unknown();
         }
         let code = match kind {
