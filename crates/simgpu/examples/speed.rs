@@ -1,4 +1,4 @@
-//! Measures the interpreter: `cargo run --release -p oarlock-simgpu --example speed`.
+//! Measures the interpreter: `cargo run --release -p oarlock-simgpu --example speed [NAME]`.
 #![allow(clippy::print_stdout, reason = "a program that reports")]
 
 use std::fmt::Write as _;
@@ -37,7 +37,7 @@ fn measure(name: &str, body: &str, options: &Options) {
     let buffer = memory.allocate(1 << 20).expect("memory");
     memory.fill(buffer, 1 << 20, &[0]).expect("filled");
     let config = LaunchConfig {
-        grid: [16, 1, 1],
+        grid: [32, 1, 1],
         block: [128, 1, 1],
         dynamic_shared_bytes: 0,
         params: &buffer.to_le_bytes(),
@@ -85,7 +85,10 @@ fn main() {
     for (title, options) in [("all checks", all), ("no races, late stores, hostile schedule", none)]
     {
         println!("{title}:");
-        for (name, body) in &bodies {
+        let only = std::env::args().nth(1);
+        for (name, body) in
+            bodies.iter().filter(|body| only.as_ref().is_none_or(|only| body.0 == only))
+        {
             measure(name, body, &options);
         }
     }

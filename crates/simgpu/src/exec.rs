@@ -5,6 +5,7 @@ mod atomics;
 pub(crate) mod block;
 pub(crate) mod cache;
 mod collective;
+mod contiguous;
 mod convert;
 mod copies;
 mod global;
