@@ -261,13 +261,7 @@ pub(crate) fn odd_f32(value: f64) -> f32 {
         return near;
     }
     let away = (error > 0.0) == (value > 0.0);
-    f32::from_bits(if near == 0.0 {
-        1 | bits
-    } else if away {
-        bits | 1
-    } else {
-        bits - 1
-    })
+    f32::from_bits(if near == 0.0 || away { bits | 1 } else { bits - 1 })
 }
 
 /// Fused multiply-add of f16 or bf16 numbers, given and returned as f32 that still has to be rounded.

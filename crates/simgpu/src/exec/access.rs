@@ -46,7 +46,6 @@ impl Address {
     #[inline]
     pub(crate) fn resolve(&self, address: u64) -> (Space, u64) {
         match self.window {
-            Window::Global => (Space::Global, address),
             // Addresses of shared memory are offsets, of 32 bits.
             Window::Shared => (Space::Shared, address & 0xffff_ffff),
             Window::Local => (Space::Local, address.wrapping_sub(LOCAL_BASE)),
@@ -56,7 +55,7 @@ impl Address {
             }
             Window::Generic if is_in(address, LOCAL_BASE) => (Space::Local, address - LOCAL_BASE),
             Window::Generic if is_in(address, PARAM_BASE) => (Space::Param, address),
-            Window::Generic => (Space::Global, address),
+            Window::Global | Window::Generic => (Space::Global, address),
         }
     }
 }

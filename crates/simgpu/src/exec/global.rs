@@ -125,7 +125,7 @@ impl Place {
 /// The place of a longer range, aligned to 8, if all of it is allocated (and for reads written).
 #[inline]
 pub(crate) fn span(memory: &Memory, address: u64, len: usize, reads: bool) -> Option<Place> {
-    if address % 8 != 0 || len % 8 != 0 {
+    if !address.is_multiple_of(8) || !len.is_multiple_of(8) {
         return None;
     }
     let (data, shadow) = memory.pointers(address, len as u64)?;
@@ -173,7 +173,7 @@ unsafe fn copy_in(to: *mut u8, bytes: &[u8]) {
         match *bytes {
             [byte] => AtomicU8::from_ptr(to).store(byte, Ordering::Relaxed),
             [a, b] => {
-                AtomicU16::from_ptr(to.cast()).store(u16::from_ne_bytes([a, b]), Ordering::Relaxed)
+                AtomicU16::from_ptr(to.cast()).store(u16::from_ne_bytes([a, b]), Ordering::Relaxed);
             }
             [a, b, c, d] => {
                 AtomicU32::from_ptr(to.cast())

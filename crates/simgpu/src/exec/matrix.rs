@@ -19,7 +19,7 @@ impl Warp {
         pc: u32,
     ) -> Result<(), Stop> {
         let addresses = op.address.all(&self.registers);
-        self.count_matrix(env, op, &addresses, pc, false);
+        count_matrix(env, op, &addresses, pc, false);
         for (index, &row) in op.rows.iter().enumerate() {
             let mut matrix = [[0; ROW_BYTES]; 8];
             for (i, bytes) in matrix.iter_mut().enumerate() {
@@ -55,7 +55,7 @@ impl Warp {
         pc: u32,
     ) -> Result<(), Stop> {
         let addresses = op.address.all(&self.registers);
-        self.count_matrix(env, op, &addresses, pc, true);
+        count_matrix(env, op, &addresses, pc, true);
         for (index, &row) in op.rows.iter().enumerate() {
             let values = *self.registers.get::<u32>(row);
             let mut matrix = [[0; ROW_BYTES]; 8];
@@ -79,20 +79,6 @@ impl Warp {
         Ok(())
     }
 
-    fn count_matrix(
-        &self,
-        env: &mut Env<'_>,
-        op: &Matrix,
-        addresses: &[u64; LANES],
-        pc: u32,
-        is_write: bool,
-    ) {
-        if env.tally.counts_memory() {
-            let lanes = u32::MAX >> (32 - 8 * op.rows.len());
-            env.count(&op.address, addresses, ROW_BYTES as u32, lanes, pc, is_write);
-        }
-    }
-
     pub(crate) fn transpose_matrix(&mut self, to: u32, from: u32) {
         let values = *self.registers.get::<u32>(from);
         let half = |row: usize, column: usize| {
@@ -102,6 +88,13 @@ impl Warp {
             let (g, t) = (lane / 4, lane % 4);
             half(2 * t, g) | half(2 * t + 1, g) << 16
         });
+    }
+}
+
+fn count_matrix(env: &mut Env<'_>, op: &Matrix, addresses: &[u64; LANES], pc: u32, is_write: bool) {
+    if env.tally.counts_memory() {
+        let lanes = u32::MAX >> (32 - 8 * op.rows.len());
+        env.count(&op.address, addresses, ROW_BYTES as u32, lanes, pc, is_write);
     }
 }
 

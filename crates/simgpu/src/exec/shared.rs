@@ -96,7 +96,7 @@ impl Shared {
         touch: Touch,
     ) -> Result<[u8; N], FaultKind> {
         let start = address as usize;
-        let is_usual = address % N as u64 == 0
+        let is_usual = address.is_multiple_of(N as u64)
             && self.state.get(start..start + N).is_some_and(|states| states == [WRITTEN; N]);
         if is_usual {
             self.touch(address, N as u32, touch)?;
@@ -117,7 +117,7 @@ impl Shared {
         touch: Touch,
     ) -> Result<(), FaultKind> {
         let start = address as usize;
-        let is_usual = address % N as u64 == 0
+        let is_usual = address.is_multiple_of(N as u64)
             && self.state.get(start..start + N).is_some_and(|states| states == [WRITTEN; N]);
         if !is_usual {
             return self.write(address, &bytes, touch);
@@ -170,7 +170,9 @@ impl Shared {
     /// A range of 32 × `len` bytes that is aligned, inside, and written.
     fn span(&self, address: u64, len: u32) -> Option<std::ops::Range<usize>> {
         let (start, size) = (address as usize, 32 * len as usize);
-        if address % u64::from(len) != 0 || !len.is_multiple_of(4) || start + size > self.data.len()
+        if !address.is_multiple_of(u64::from(len))
+            || !len.is_multiple_of(4)
+            || start + size > self.data.len()
         {
             return None;
         }

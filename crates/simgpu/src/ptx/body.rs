@@ -21,7 +21,6 @@ impl Parser<'_> {
     fn statement(&mut self, statements: &mut Vec<Statement>) -> Parsed<()> {
         match (self.peek(), self.peek_after()) {
             (Kind::Sign('{'), _) => statements.push(Statement::Scope(self.scope()?)),
-            (Kind::Sign(';'), _) => self.at += 1,
             (Kind::Sign('@'), _) => statements.push(self.instruction()?),
             (Kind::Word(label), Kind::Sign(':')) => {
                 self.at += 2;
@@ -42,7 +41,7 @@ impl Parser<'_> {
             (Kind::Word(".shared" | ".local" | ".param" | ".global" | ".const"), _) => {
                 statements.extend(self.variables()?.into_iter().map(Statement::Variable));
             }
-            (Kind::Word(".extern"), _) => self.at += 1,
+            (Kind::Word(".extern") | Kind::Sign(';'), _) => self.at += 1,
             (Kind::Word(word), _) if !word.starts_with('.') => statements.push(self.instruction()?),
             _ => return self.error("a statement expected"),
         }

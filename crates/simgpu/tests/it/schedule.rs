@@ -72,7 +72,7 @@ fn a_block_sees_its_own_late_stores() {
         let output = device.download::<u32>(buffer, 192);
         for i in 0..64 {
             assert_eq!(output[64 + i], i as u32 + 0x700);
-            assert_eq!(output[128 + i], (i as u32 ^ 33) + 0x700);
+            assert_eq!(output[128 + i], (i as u32 ^ 0x21) + 0x700);
         }
     }
 }

@@ -131,10 +131,7 @@ impl Decoder<'_> {
     }
 
     pub(super) fn compare(&mut self, name: &Name<'_>) -> Result<()> {
-        let (test, code, num_sources) = match self.test(name) {
-            Some(test) => test,
-            None => return self.unknown(),
-        };
+        let Some((test, code, num_sources)) = test(name) else { return self.unknown() };
         let first = self.arg(0)?;
         let a = self.source(self.arg(1)?, code)?;
         let b = if num_sources == 1 { a } else { self.source(self.arg(2)?, code)? };
@@ -160,33 +157,6 @@ impl Decoder<'_> {
         if name.base == "set" { self.set_result(name, first, p) } else { Ok(()) }
     }
 
-    fn test(&self, name: &Name<'_>) -> Option<(Test, Code, usize)> {
-        let kind = name.kind();
-        let code = if kind.ends_with("64") { Code::Double } else { Code::Word };
-        let first = *name.parts.first()?;
-        match name.base {
-            "testp" => Some((super::tables::property(first, kind)?, code, 1)),
-            "isspacep" => {
-                let test: Test = match first {
-                    _ if first.starts_with("shared") => {
-                        |r, a, b| r.test::<u64>(a, b, |a, _| is_in(a, SHARED_BASE))
-                    }
-                    "local" => |r, a, b| r.test::<u64>(a, b, |a, _| is_in(a, LOCAL_BASE)),
-                    "param" | "param::entry" => {
-                        |r, a, b| r.test::<u64>(a, b, |a, _| is_in(a, PARAM_BASE))
-                    }
-                    "global" => {
-                        |r, a, b| r.test::<u64>(a, b, |a, _| (SHARED_BASE >> 44) != (a >> 44))
-                    }
-                    "const" => |r, a, b| r.test::<u64>(a, b, |_, _| false),
-                    _ => return None,
-                };
-                Some((test, Code::Double, 1))
-            }
-            _ => Some((super::tables::test(first, kind, name.has("ftz"))?, code, 2)),
-        }
-    }
-
     /// `set` gives all ones or 1.0 where `setp` gives true.
     fn set_result(&mut self, name: &Name<'_>, to: &Arg, p: u32) -> Result<()> {
         let is_float = name.parts.iter().rev().nth(1) == Some(&"f32");
@@ -196,6 +166,32 @@ impl Decoder<'_> {
         let Some(select) = tables::logic("selp", "b32") else { return self.unknown() };
         self.emit(Op::Alu(select.function, [d, yes, no, p, 0, 0]), Class::Integer);
         Ok(())
+    }
+}
+
+/// The test, how its operands are stored, and how many there are.
+fn test(name: &Name<'_>) -> Option<(Test, Code, usize)> {
+    let kind = name.kind();
+    let code = if kind.ends_with("64") { Code::Double } else { Code::Word };
+    let first = *name.parts.first()?;
+    match name.base {
+        "testp" => Some((super::tables::property(first, kind)?, code, 1)),
+        "isspacep" => {
+            let test: Test = match first {
+                _ if first.starts_with("shared") => {
+                    |r, a, b| r.test::<u64>(a, b, |a, _| is_in(a, SHARED_BASE))
+                }
+                "local" => |r, a, b| r.test::<u64>(a, b, |a, _| is_in(a, LOCAL_BASE)),
+                "param" | "param::entry" => {
+                    |r, a, b| r.test::<u64>(a, b, |a, _| is_in(a, PARAM_BASE))
+                }
+                "global" => |r, a, b| r.test::<u64>(a, b, |a, _| (SHARED_BASE >> 44) != (a >> 44)),
+                "const" => |r, a, b| r.test::<u64>(a, b, |_, _| false),
+                _ => return None,
+            };
+            Some((test, Code::Double, 1))
+        }
+        _ => Some((super::tables::test(first, kind, name.has("ftz"))?, code, 2)),
     }
 }
 

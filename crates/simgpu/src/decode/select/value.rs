@@ -113,11 +113,6 @@ impl Decoder<'_> {
         self.constants.row(Constant::Double(value))
     }
 
-    /// A new row of 32 bits for a temporary value.
-    pub(super) fn new_row(&mut self) -> u32 {
-        self.constants.rows(1)
-    }
-
     pub(super) fn new_pred(&mut self) -> u32 {
         self.num_preds += 1;
         self.num_preds - 1
@@ -178,17 +173,9 @@ impl Decoder<'_> {
         }
     }
 
-    /// The parts of a vector, or the operand alone.
-    pub(super) fn items<'b>(&self, arg: &'b Arg) -> Vec<&'b Arg> {
-        match arg {
-            Arg::Vector(items) => items.iter().collect(),
-            other => vec![other],
-        }
-    }
-
     /// Rows of 32 bits of a vector's parts.
     pub(super) fn words(&mut self, arg: &Arg, writes: bool) -> Result<Vec<u32>> {
-        let items = self.items(arg);
+        let items = items(arg);
         items
             .into_iter()
             .map(|item| {
@@ -220,6 +207,14 @@ impl Decoder<'_> {
             Base::Absolute => (self.double_constant(0), true, window, *offset),
         };
         Ok(Address { window, row, is_wide, offset })
+    }
+}
+
+/// The parts of a vector, or the operand alone.
+pub(super) fn items(arg: &Arg) -> Vec<&Arg> {
+    match arg {
+        Arg::Vector(items) => items.iter().collect(),
+        other => vec![other],
     }
 }
 

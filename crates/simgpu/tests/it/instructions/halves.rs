@@ -26,7 +26,7 @@ fn to_f16(value: f64) -> u32 {
     }
     let (mut low, mut high) = (0, 0x7c00);
     while high - low > 1 {
-        let middle = (low + high) / 2;
+        let middle = u32::midpoint(low, high);
         if f16(middle) <= magnitude { low = middle } else { high = middle }
     }
     let above = if low == 0x7bff { 65_536.0 } else { f16(low + 1) };

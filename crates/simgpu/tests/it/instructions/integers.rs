@@ -104,7 +104,7 @@ fn bits() {
     same("popc.b32 %r0, %r1;", |a, _, _| a.count_ones());
     same("clz.b32 %r0, %r1;", |a, _, _| a.leading_zeros());
     same("brev.b32 %r0, %r1;", |a, _, _| a.reverse_bits());
-    same("bfind.u32 %r0, %r1;", |a, _, _| if a == 0 { u32::MAX } else { 31 - a.leading_zeros() });
+    same("bfind.u32 %r0, %r1;", |a, _, _| a.checked_ilog2().unwrap_or(u32::MAX));
     same("bfe.u32 %r0, %r1, 4, 9;", |a, _, _| a >> 4 & 0x1ff);
     same("bfe.s32 %r0, %r1, 28, 9;", |a, _, _| (a as i32 >> 28) as u32);
     same("bfi.b32 %r0, %r1, %r2, 8, 12;", |a, b, _| (b & !0x000f_ff00) | (a << 8 & 0x000f_ff00));
