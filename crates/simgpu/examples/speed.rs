@@ -1,5 +1,5 @@
 //! Measures the interpreter: `cargo run --release -p oarlock-simgpu --example speed [NAME]`.
-#![allow(clippy::print_stdout, reason = "a program that reports")]
+#![expect(clippy::print_stdout, reason = "a program that reports")]
 
 use std::fmt::Write as _;
 use std::time::Instant;

@@ -100,7 +100,7 @@ fn barriers_with_results_and_parts() {
         device.options.seed = seed;
         let buffer = device.alloc(512);
         device.launch("k", 1, 128, 0, &[Arg::U64(buffer)]);
-        let expected: Vec<u32> = (0..128).map(|i| 140 + i.saturating_sub(64)).collect();
+        let expected: Vec<u32> = (0..128).map(|i: u32| 140 + i.saturating_sub(64)).collect();
         assert_eq!(device.download::<u32>(buffer, 128), expected);
     }
 }
