@@ -9,6 +9,7 @@ mod integer;
 mod logic;
 mod memory;
 mod pick;
+mod set;
 mod tables;
 mod tensor;
 mod value;

@@ -65,6 +65,16 @@ fn signed_low(word: u32) -> i16 {
     word as i16
 }
 
+#[inline(always)]
+fn high_f16(word: u32) -> f32 {
+    f16_to_f32(word >> 16)
+}
+
+#[inline(always)]
+fn high_bf16(word: u32) -> f32 {
+    bf16_to_f32(word >> 16)
+}
+
 /// The test of a comparison's name for a type.
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
 #[expect(
@@ -84,6 +94,8 @@ pub(super) fn test(name: &str, kind: &str, flushes: bool) -> Option<Test> {
         "f32" => float!(name, f32, identity),
         "f64" => float!(name, f64, identity),
         "f16" => float!(name, u32, f16_to_f32),
+        "f16.high" => float!(name, u32, high_f16),
+        "bf16.high" => float!(name, u32, high_bf16),
         "bf16" => float!(name, u32, bf16_to_f32),
         _ => return None,
     })

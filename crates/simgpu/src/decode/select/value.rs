@@ -113,6 +113,11 @@ impl Decoder<'_> {
         self.constants.row(Constant::Double(value))
     }
 
+    /// A new row of 32 bits for a temporary value.
+    pub(super) fn new_row(&mut self) -> u32 {
+        self.constants.rows(1)
+    }
+
     pub(super) fn new_pred(&mut self) -> u32 {
         self.num_preds += 1;
         self.num_preds - 1

@@ -76,6 +76,26 @@ fn f16_pairs() {
 }
 
 #[test]
+fn comparisons() {
+    same(
+        "setp.lt.f16x2 %p1|%p2, %r1, %r2; selp.b32 %r3, 1, 0, %p1; selp.b32 %r4, 2, 0, %p2; or.b32 %r0, %r3, %r4;",
+        |a, b, _| u32::from(f16(a) < f16(b)) | u32::from(f16(a >> 16) < f16(b >> 16)) << 1,
+    );
+    same("set.geu.bf16x2.bf16x2 %r0, %r1, %r2;", |a, b, _| {
+        pair(|s| if bf16(a >> s & 0xffff) < bf16(b >> s & 0xffff) { 0 } else { 0x3f80 })
+    });
+    same("set.eq.u32.f16x2 %r0, %r1, %r1;", |a, _, _| {
+        pair(|s| if f16(a >> s).is_nan() { 0 } else { 0xffff })
+    });
+    same(
+        "mov.b32 {%rs1, _}, %r1; mov.b32 {%rs2, _}, %r2; set.gt.f16.f16 %rs3, %rs1, %rs2; cvt.u32.u16 %r0, %rs3;",
+        |a, b, _| {
+            if f16(a) > f16(b) { 0x3c00 } else { 0 }
+        },
+    );
+}
+
+#[test]
 fn bf16_pairs() {
     same("add.rn.bf16x2 %r0, %r1, %r2;", |a, b, _| {
         pair(|s| to_bf16(f32::from_bits(a >> s << 16) + f32::from_bits(b >> s << 16)))
