@@ -156,9 +156,16 @@ impl Memory {
     /// Fills `len` bytes with repetitions of `pattern` (1, 2 or 4 bytes, as the driver has them).
     pub fn fill(&self, address: u64, len: u64, pattern: &[u8]) -> Result<(), MemoryError> {
         let offset = self.check(address, len)?;
-        for (i, value) in (offset..offset + len).zip(pattern.iter().cycle()) {
-            // SAFETY: as in `write`.
-            unsafe { self.data.at(i as usize).write(*value) };
+        // SAFETY: as in `write`.
+        unsafe {
+            match *pattern {
+                [byte] => self.data.at(offset as usize).write_bytes(byte, len as usize),
+                _ => {
+                    for (i, value) in (offset..offset + len).zip(pattern.iter().cycle()) {
+                        self.data.at(i as usize).write(*value);
+                    }
+                }
+            }
         }
         self.set_shadow(offset, len, INITIALIZED);
         Ok(())
@@ -195,7 +202,7 @@ impl Memory {
             return Ok(offset.min(self.data.len() as u64));
         }
         let (start, size) = self.allocator().containing(offset).ok_or(out.clone())?;
-        if offset + len > start + size { Err(out) } else { Ok(offset) }
+        if len > start + size - offset { Err(out) } else { Ok(offset) }
     }
 
     fn allocator(&self) -> MutexGuard<'_, Allocator> {

@@ -119,7 +119,6 @@ impl<'a> Block<'a> {
                 }
             }
             if self.num_done == self.warps.len() {
-                self.env.publish();
                 return Ok(true);
             }
         }

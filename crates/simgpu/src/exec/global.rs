@@ -62,10 +62,14 @@ impl Place {
                     let wide = wide as u32;
                     AtomicU32::from_ptr(self.shadow.cast()).load(Ordering::Relaxed) & wide == wide
                 }
-                _ => (0..len as usize / 8).all(|i| {
-                    let word = AtomicU64::from_ptr(self.shadow.cast::<u64>().add(i));
-                    word.load(Ordering::Relaxed) & wide == wide
-                }),
+                _ => {
+                    let words = 0..len as usize / 8;
+                    let all = words.fold(u64::MAX, |all, i| {
+                        let word = AtomicU64::from_ptr(self.shadow.cast::<u64>().add(i));
+                        all & word.load(Ordering::Relaxed)
+                    });
+                    all & wide == wide
+                }
             }
         }
     }
@@ -94,7 +98,7 @@ impl Place {
     /// The place has `len` bytes, and is aligned to it.
     #[inline]
     unsafe fn mark(self, len: usize) {
-        const ALL: [u8; MAX_BYTES] = [INITIALIZED; MAX_BYTES];
+        const ALL: [u8; 32 * MAX_BYTES] = [INITIALIZED; 32 * MAX_BYTES];
         // SAFETY: the caller's.
         unsafe { copy_in(self.shadow, &ALL[..len]) }
     }
@@ -116,6 +120,17 @@ impl Place {
         // SAFETY: callers checked 2 aligned bytes.
         unsafe { AtomicU16::from_ptr(self.data.cast()) }
     }
+}
+
+/// The place of a longer range, aligned to 8, if all of it is allocated (and for reads written).
+#[inline]
+pub(crate) fn span(memory: &Memory, address: u64, len: usize, reads: bool) -> Option<Place> {
+    if !address.is_multiple_of(8) || !len.is_multiple_of(8) {
+        return None;
+    }
+    let (data, shadow) = memory.pointers(address, len as u64)?;
+    let place = Place { data, shadow };
+    place.has(len as u32, if reads { INITIALIZED } else { ALLOCATED }).then_some(place)
 }
 
 /// Reads with relaxed atomics: other blocks may write at the same time, as on hardware.
@@ -158,7 +173,7 @@ unsafe fn copy_in(to: *mut u8, bytes: &[u8]) {
         match *bytes {
             [byte] => AtomicU8::from_ptr(to).store(byte, Ordering::Relaxed),
             [a, b] => {
-                AtomicU16::from_ptr(to.cast()).store(u16::from_ne_bytes([a, b]), Ordering::Relaxed)
+                AtomicU16::from_ptr(to.cast()).store(u16::from_ne_bytes([a, b]), Ordering::Relaxed);
             }
             [a, b, c, d] => {
                 AtomicU32::from_ptr(to.cast())

@@ -79,6 +79,25 @@ impl Stores {
         !self.is_empty() && self.index.contains_key(&(address - address % LINE_BYTES))
     }
 
+    /// Whether bytes of any line of a range are held.
+    pub(crate) fn holds_any(&self, address: u64, len: usize) -> bool {
+        !self.is_empty()
+            && (address / LINE_BYTES..(address + len as u64).div_ceil(LINE_BYTES))
+                .any(|line| self.index.contains_key(&(line * LINE_BYTES)))
+    }
+
+    /// Holds a longer range back, line by line.
+    pub(crate) fn hold_span(&mut self, address: u64, bytes: &[u8]) {
+        let (mut at, mut rest) = (address, bytes);
+        while !rest.is_empty() {
+            let room = (LINE_BYTES - at % LINE_BYTES) as usize;
+            let (part, after) = rest.split_at(room.min(rest.len()));
+            self.hold(at, part);
+            at += part.len() as u64;
+            rest = after;
+        }
+    }
+
     /// Holds a store, whose bytes were found allocated, back.
     pub(crate) fn hold(&mut self, address: u64, bytes: &[u8]) {
         let start = (address % LINE_BYTES) as usize;
@@ -93,7 +112,7 @@ impl Stores {
         });
         let line = &mut self.lines[index];
         line.data[start..start + bytes.len()].copy_from_slice(bytes);
-        line.mask |= ((1_u128 << bytes.len()) - 1) << start;
+        line.mask |= (u128::MAX >> (128 - bytes.len())) << start;
     }
 
     /// Writes the line of this address through, if it is held.

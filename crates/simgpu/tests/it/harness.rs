@@ -32,7 +32,9 @@ numbers!(u8, i8, u16, i16, u32, i32, u64, i64, f32, f64);
 
 pub(crate) fn bytes_of<T: Number>(values: &[T]) -> Vec<u8> {
     let mut bytes = vec![];
-    values.iter().for_each(|value| value.put(&mut bytes));
+    for value in values {
+        value.put(&mut bytes);
+    }
     bytes
 }
 
@@ -80,7 +82,7 @@ impl Device {
             .loaded
             .module()
             .entries()
-            .map(|entry| entry.name())
+            .map(oarlock_simgpu::Entry::name)
             .filter(|name| name.contains(part))
             .collect();
         assert_eq!(found.len(), 1, "{part}: {found:?}");
