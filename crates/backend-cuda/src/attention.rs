@@ -69,7 +69,7 @@ impl Plans {
         };
         let slot = &mut self.slots[at];
         if !slot.is_fresh {
-            slot.plan.plan(chunks, &slot.shape, &slot.budget);
+            slot.plan.plan(chunks, &slot.shape, slot.budget);
             slot.send(stream)?;
             slot.is_fresh = true;
         }
