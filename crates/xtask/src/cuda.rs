@@ -48,6 +48,24 @@ pub(crate) fn install_toolkit(workspace: &Workspace) -> anyhow::Result<()> {
     fs::write(&marker, wanted).with_context(|| format!("cannot write {}", marker.display()))
 }
 
+/// Options of cargo that build everything, CUDA included where its compiler is installed. All commands take the
+/// same, so that nothing is built twice.
+pub(crate) fn build_options(workspace: &Workspace) -> &'static [&'static str] {
+    if has_toolkit(workspace) {
+        &["--workspace", "--all-targets", "--features", FEATURE]
+    } else {
+        &["--workspace", "--all-targets"]
+    }
+}
+
+/// Whether there is a compiler for kernels.
+pub(crate) fn has_toolkit(workspace: &Workspace) -> bool {
+    workspace.target_dir.join("cuda-toolkit").join(BIN).join("nvcc").is_file()
+}
+
+/// The only crate with features.
+const FEATURE: &str = "oarlock-cli/cuda";
+
 fn programs_answer(dir: &Path) -> bool {
     ["nvcc", "nvdisasm"]
         .into_iter()

@@ -1,5 +1,6 @@
 //! `cargo xtask lint`: everything that can be said about the code without running it.
 
+use crate::cuda;
 use crate::step::{step, step_command};
 use crate::tidy;
 use crate::workspace::Workspace;
@@ -8,8 +9,12 @@ use crate::workspace::Workspace;
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     step_command("format", workspace.cargo().args(["fmt", "--all", "--check"]))?;
     step("tidy", || tidy::run(workspace))?;
-    let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    step_command("clippy", workspace.cargo().args(clippy))?;
+    if std::env::var_os("CI").is_some() {
+        step("CUDA toolkit", || cuda::install_toolkit(workspace))?;
+    }
+    let mut clippy = workspace.cargo();
+    clippy.arg("clippy").args(cuda::build_options(workspace)).args(["--", "-D", "warnings"]);
+    step_command("clippy", &mut clippy)?;
     let mut doc = workspace.cargo();
     doc.args(["doc", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-Dwarnings");
     step_command("documentation", &mut doc)

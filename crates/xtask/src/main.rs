@@ -1,10 +1,12 @@
 //! Automation of this repository: `cargo xtask serve`, `test`, `lint`, `soak`, `tidy`, `kernels`.
 
 mod cuda;
+mod gpu_test;
 mod lint;
 mod models;
 mod python;
 mod serve;
+mod simgpu;
 mod soak;
 mod step;
 mod test;
@@ -63,6 +65,17 @@ enum Command {
     CudaToolkit,
     /// Compile the CUDA kernels and update the table of their resources in `kernels/README.md`.
     Kernels,
+    /// Run a command with simulated GPUs: it finds a `libcuda.so` whose devices check every access.
+    ///
+    /// For example `cargo xtask simgpu -- target/debug/oarlock serve --device cuda --model PATH`.
+    /// `OARLOCK_SIMGPU=2x80GiB` says which devices there are, `OARLOCK_SIMGPU_SEED` how they schedule.
+    Simgpu {
+        /// The command and its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
+    /// Run conformance, reference models and benchmarks on a real GPU; writes `benches/GPU.md`.
+    GpuTest,
     /// Check what no other tool checks: crate layers, purity, file sizes, docs, licences.
     Tidy,
 }
@@ -76,6 +89,8 @@ fn main() -> ExitCode {
         Command::Soak { operations, seed } => soak::run(&workspace, operations, seed),
         Command::CudaToolkit => cuda::install_toolkit(&workspace),
         Command::Kernels => cuda::update_kernel_table(&workspace),
+        Command::Simgpu { command } => simgpu::run(&workspace, &command),
+        Command::GpuTest => gpu_test::run(&workspace),
         Command::Tidy => tidy::run(&workspace),
     });
     match result {

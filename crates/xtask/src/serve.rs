@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::Context as _;
 
+use crate::cuda;
 use crate::step::{show, step_command};
 use crate::workspace::Workspace;
 
@@ -12,6 +13,9 @@ use crate::workspace::Workspace;
 pub(crate) fn run(workspace: &Workspace, args: &[String]) -> anyhow::Result<()> {
     let mut build = workspace.cargo();
     build.args(["build", "--release", "--package", "oarlock-cli"]);
+    if cuda::has_toolkit(workspace) {
+        build.args(["--features", "cuda"]);
+    }
     step_command("build", &mut build)?;
     let mut serve = Command::new(workspace.target_dir.join("release/oarlock"));
     serve.args(["serve", "--model", "demo"]).args(args);

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 
 use crate::step::{show, step, step_command};
 use crate::workspace::Workspace;
-use crate::{models, python};
+use crate::{cuda, models, python};
 
 /// How long the tests may be silent before it is checked that they still run.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -18,13 +18,18 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Builds everything once, installs, and runs the tests whose name contains one of `only` (all of
 /// them where that is empty).
 pub(crate) fn run(workspace: &Workspace, only: &[String]) -> anyhow::Result<()> {
-    step_command("build", workspace.cargo().args(["build", "--workspace", "--all-targets"]))?;
+    step("CUDA toolkit", || cuda::install_toolkit(workspace))?;
+    let options = cuda::build_options(workspace);
+    step_command("build", workspace.cargo().arg("build").args(options))?;
     let python = step("python environment", || python::ensure(&workspace.target_dir))?;
     let model = step("demo model", || models::demo(&workspace.target_dir))?;
     let gemma = step("Gemma 3 270M", models::gemma)?;
     let mut tests = workspace.cargo();
     tests
-        .args(["test", "--workspace", "--no-fail-fast", "--"])
+        .arg("test")
+        // All targets would run benches and examples, too.
+        .args(options.iter().filter(|option| **option != "--all-targets"))
+        .args(["--no-fail-fast", "--"])
         .args(only)
         .env("OARLOCK_TEST_PYTHON", python)
         .env("OARLOCK_DEMO_MODEL", model)

@@ -52,6 +52,7 @@ pub fn run_all<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
     linear::shards_join_to_the_whole(make);
     linear::rows_are_independent(make);
     linear::bad_weights_are_refused(make);
+    rows::empty_and_full(make, tolerances);
     rows::embedding(make, tolerances);
     rows::embedding_parts(make);
     rows::norm(make, tolerances);

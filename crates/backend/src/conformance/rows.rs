@@ -1,7 +1,12 @@
 //! Row-wise operations: embedding, norms, activation, soft cap.
 
+use oarlock_types::SamplingParams;
+
 use crate::quant::random_row;
-use crate::{Activation, AttentionParams, Backend, RowSet, WeightKind, WeightView};
+use crate::{
+    Activation, AttentionParams, Backend, History, InnerSplit, LogitKind, LogitRow, RowSet,
+    WeightKind, WeightView,
+};
 
 use super::{
     Make, TestStep, Tolerances, assert_near, assert_same, limits, oracle, random_values, rounded,
@@ -52,6 +57,55 @@ pub(super) fn embedding_parts<B: Backend>(make: Make<'_, B>) {
         let sums: Vec<f32> = a.iter().zip(b).zip(c).map(|((a, b), c)| a + b + c).collect();
         let is_same = sums.iter().zip(&want).all(|(sum, want)| sum.to_bits() == want.to_bits());
         assert!(is_same, "{kind:?}: zeros keep their signs, too");
+    }
+}
+
+/// A step without a row, and one with as many as there may be.
+pub(super) fn empty_and_full<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
+    fn run<B: Backend>(backend: &mut B, rows: usize) -> [Vec<f32>; 2] {
+        const WIDTH: usize = 64;
+        let data: Vec<u8> = (0..WIDTH as u64)
+            .flat_map(|row| random_row(WeightKind::Bf16, WIDTH, 0.1, row))
+            .collect();
+        let view = WeightView::whole("weight", WeightKind::Bf16, WIDTH, WIDTH, &data);
+        let table = backend.pack_table(&view, 0).expect("a good table");
+        let weight = backend.pack_linear(&[view], InnerSplit::WHOLE).expect("a good weight");
+        let norm = backend.vector(&random_values(WIDTH, 1)).expect("a vector");
+        let mut residual = backend.float_tensor(RowSet::Tokens, WIDTH).expect("a tensor");
+        let mut logits = backend.float_tensor(RowSet::Gathered, WIDTH).expect("a tensor");
+        let mut normed = backend.tensor(RowSet::Tokens, WIDTH).expect("a tensor");
+        let mut gathered = backend.tensor(RowSet::Gathered, WIDTH).expect("a tensor");
+        let tokens: Vec<u32> = (0..rows as u32).map(|row| row * 7 % WIDTH as u32).collect();
+        let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+        let history = History::default();
+        let kind = |position| LogitKind::Sample { params: &params, position, history };
+        let wanted: Vec<_> =
+            (0..rows as u32).step_by(20).map(|row| LogitRow { row, kind: kind(row + 1) }).collect();
+        TestStep::rows(rows).with_tokens(&tokens).begin(backend, &wanted);
+        backend.embed(&mut residual, &table, 1.0);
+        backend.add_rms_norm(&mut normed, &mut residual, None, &norm, 1e-6);
+        let mut logits_read = Vec::new();
+        if rows > 0 {
+            backend.gather(&mut gathered, &normed, 0..wanted.len());
+            backend.linear(&mut logits, &gathered, &weight, None);
+            backend.sample(&logits);
+            logits_read = backend.read(&logits);
+        }
+        let normed = backend.read(&normed);
+        let mut results = Vec::new();
+        backend.finish_step(&mut results).expect("a working device");
+        assert_eq!(results.len(), wanted.len(), "a result for each wanted row");
+        [normed, logits_read]
+    }
+    let mut backend = make(limits());
+    // Full, empty, and full again: nothing of a step is left for the next.
+    let full = run(&mut backend, limits().max_tokens);
+    assert!(run(&mut backend, 0).iter().all(Vec::is_empty), "a step without rows");
+    let again = run(&mut backend, limits().max_tokens);
+    let want = run(&mut oracle(), limits().max_tokens);
+    for (index, what) in ["norm of a full step", "logits of a full step"].into_iter().enumerate() {
+        assert_near(&full[index], &want[index], tolerances.float.max(tolerances.rounded), what);
+        assert_same(&again[index], &full[index], what);
     }
 }
 

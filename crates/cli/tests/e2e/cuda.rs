@@ -12,7 +12,6 @@ use crate::alone;
 const MODELS: [&str; 3] = ["llama", "qwen2", "llama-tied-mqa"];
 
 fn serve(model: &str, dtype: &str, seed: u64, arguments: &[&str]) -> Server {
-    let folder = simulated_gpus();
     let common = ["--served-name", "m", "--device", "cuda", "--dtype", dtype];
     // A simulated step takes its time, above all where others compute, too.
     let patient = ["--stall-seconds", "60", "--kv-cache-tokens", "4096"];
@@ -20,10 +19,17 @@ fn serve(model: &str, dtype: &str, seed: u64, arguments: &[&str]) -> Server {
         .args(common)
         .args(patient)
         .args(arguments.iter().copied())
-        .env("LD_LIBRARY_PATH", folder.to_str().unwrap())
         .env("OARLOCK_SIMGPU", "1x4GiB")
         .env("OARLOCK_SIMGPU_SEED", &seed.to_string());
-    Server::start(&options).unwrap()
+    Server::start(&on_device(options)).unwrap()
+}
+
+/// With the simulated driver, unless `cargo xtask gpu-test` asks for the real one.
+fn on_device(options: ServerOptions) -> ServerOptions {
+    if std::env::var_os("OARLOCK_TEST_REAL_GPU").is_some() {
+        return options;
+    }
+    options.env("LD_LIBRARY_PATH", simulated_gpus().to_str().unwrap())
 }
 
 fn floats(value: &Value) -> Vec<f64> {
@@ -151,6 +157,39 @@ fn bits_depend_on_the_request_alone() {
 #[test]
 fn bits_depend_on_the_request_alone_in_float32() {
     contract("llama", "float32");
+}
+
+/// A context that a kernel broke ends its rank, which is replaced; answers go on as if nothing had been.
+#[test]
+fn a_broken_device_is_replaced() {
+    if std::env::var_os("OARLOCK_TEST_REAL_GPU").is_some() {
+        eprintln!("skipped: a real device is not broken on purpose");
+        return;
+    }
+    let _turn = alone();
+    let requests: Vec<_> = (0..3).map(|salt| request(20, salt, 12)).collect();
+    let ask = |server: &Server| -> Vec<[Value; 2]> {
+        thread::scope(|scope| {
+            let post = |one| answer(&server.post("/v1/completions", one).ok_json());
+            let asking: Vec<_> =
+                requests.iter().map(|one| scope.spawn(move || post(one))).collect();
+            asking.into_iter().map(|one| one.join().unwrap()).collect()
+        })
+    };
+    let whole = serve("llama", "bfloat16", 6, &[]);
+    let expected = ask(&whole);
+    drop(whole);
+    let options = ServerOptions::new(fixture("tiny/llama"))
+        .args(["--served-name", "m", "--device", "cuda", "--stall-seconds", "60"])
+        .args(["--kv-cache-tokens", "4096"])
+        .env("OARLOCK_SIMGPU", "1x4GiB")
+        // Some steps into the answers.
+        .env("OARLOCK_SIMGPU_BREAKS_AT", "200");
+    let server = Server::start(&on_device(options)).unwrap();
+    assert!(ask(&server) == expected, "a broken device changes an answer");
+    assert!(server.metric("oarlock_worker_restarts_total") >= 1.0, "{}", server.log());
+    let log = server.log();
+    assert!(log.contains("broken on purpose") && log.contains("CUDA_ERROR_LAUNCH_FAILED"), "{log}");
 }
 
 /// Without a driver, `auto` says nothing and computes; `cuda` says what is missing.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::error::{CuResult, of_fault};
@@ -17,6 +18,7 @@ pub(crate) struct Device {
     state: Mutex<State>,
     /// Told when something was enqueued or done.
     changed: Condvar,
+    launches: AtomicU64,
 }
 
 #[derive(Default)]
@@ -27,7 +29,7 @@ struct State {
     /// The first error of a kernel; the device does nothing more.
     error: Option<CuResult>,
     random: u64,
-    num_launches: u64,
+    num_operations: u64,
 }
 
 impl Device {
@@ -39,6 +41,7 @@ impl Device {
             memory: Memory::new(settings().memory_bytes),
             state: Mutex::new(state),
             changed: Condvar::new(),
+            launches: AtomicU64::new(0),
         });
         let device = Arc::clone(&this);
         std::thread::spawn(move || device.run());
@@ -124,8 +127,8 @@ impl Device {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             };
             state.running = Some(stream);
-            state.num_launches += 1;
-            let seed = settings().seed.wrapping_add(state.num_launches);
+            state.num_operations += 1;
+            let seed = settings().seed.wrapping_add(state.num_operations);
             drop(state);
             let outcome = self.perform(operation, seed);
             let mut state = self.lock();
@@ -175,6 +178,14 @@ impl Device {
         let mut options = Options { seed, ..Options::default() };
         if settings().threads > 0 {
             options.threads = settings().threads;
+        }
+        if self.launches.fetch_add(1, Ordering::Relaxed) + 1 == settings().breaks_at {
+            let (number, kernel) = (self.number, &operation.entry);
+            drop(writeln!(
+                std::io::stderr(),
+                "simgpu: device {number}: {kernel}: broken on purpose"
+            ));
+            return Err(CuResult::LAUNCH_FAILED);
         }
         let run = launch(&operation.module, &operation.entry, &config, &self.memory, &options);
         run.map(drop).map_err(|fault| {

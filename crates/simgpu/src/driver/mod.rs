@@ -8,7 +8,8 @@
 //!
 //! Environment: `OARLOCK_SIMGPU=2x80GiB` (devices and their memory), `OARLOCK_SIMGPU_SEED` (of every
 //! schedule), `OARLOCK_SIMGPU_THREADS` (host threads of one device), `OARLOCK_SIMGPU_CAPABILITY=9.0`
-//! (what devices say they are; without it, that of an architecture to come).
+//! (what devices say they are; without it, that of an architecture to come), `OARLOCK_SIMGPU_BREAKS_AT=500`
+//! (the launch at which a process' device breaks for good).
 
 mod api_device;
 mod api_memory;

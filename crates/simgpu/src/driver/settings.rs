@@ -10,6 +10,8 @@ pub(crate) struct Settings {
     pub(crate) seed: u64,
     /// Host threads of one device; 0 is one for each core.
     pub(crate) threads: usize,
+    /// The launch of each process at which its device breaks; 0 is never.
+    pub(crate) breaks_at: u64,
     /// Compute capability, major and minor.
     pub(crate) capability: (i32, i32),
 }
@@ -19,6 +21,7 @@ const DEFAULT: Settings = Settings {
     memory_bytes: 80 << 30,
     seed: 0,
     threads: 0,
+    breaks_at: 0,
     // Of no architecture that machine code exists for.
     capability: (99, 0),
 };
@@ -54,6 +57,7 @@ fn read(variable: &dyn Fn(&str) -> Option<String>) -> Settings {
         threads: parsed(variable, "OARLOCK_SIMGPU_THREADS", DEFAULT.threads, |text| {
             text.parse().ok()
         }),
+        breaks_at: parsed(variable, "OARLOCK_SIMGPU_BREAKS_AT", DEFAULT.breaks_at, number),
         capability: parsed(variable, "OARLOCK_SIMGPU_CAPABILITY", DEFAULT.capability, |text| {
             let (major, minor) = text.split_once('.')?;
             Some((major.parse().ok()?, minor.parse().ok()?))
