@@ -32,14 +32,21 @@ impl Gemm {
     }
 
     /// Multiplies matrices of an element type; what went wrong.
-    pub(crate) fn multiply(&self, m: usize, n: usize, k: usize, to_bits: fn(f32) -> u16) -> Result<(), String> {
+    pub(crate) fn multiply(
+        &self,
+        m: usize,
+        n: usize,
+        k: usize,
+        to_bits: fn(f32) -> u16,
+    ) -> Result<(), String> {
         let device = &self.device;
         // Small whole numbers: every order of summation gives the same.
         let numbers = |seed, len| -> Vec<f32> {
             words(seed, len).into_iter().map(|word| (word % 17) as f32 - 8.0).collect()
         };
         let (a, b) = (numbers(self.seed, m * k), numbers(self.seed + 10, n * k));
-        let bits = |values: &[f32]| -> Vec<u16> { values.iter().map(|&value| to_bits(value)).collect() };
+        let bits =
+            |values: &[f32]| -> Vec<u16> { values.iter().map(|&value| to_bits(value)).collect() };
         let (a_at, b_at) = (device.upload(&bits(&a)), device.upload(&bits(&b)));
         let (d, shape, params) = (device.alloc(4 * m * n), device.alloc(20), device.alloc(1024));
         let mut args: Vec<Arg> = [params, shape, a_at, b_at, d, d].map(Arg::U64).into();
@@ -60,7 +67,10 @@ impl Gemm {
             for column in 0..n {
                 let expected: f32 = (0..k).map(|i| a[row * k + i] * b[column * k + i]).sum();
                 if result[row * n + column] != expected {
-                    return Err(format!("element {row}, {column}: {}, not {expected}", result[row * n + column]));
+                    return Err(format!(
+                        "element {row}, {column}: {}, not {expected}",
+                        result[row * n + column]
+                    ));
                 }
             }
         }
@@ -71,7 +81,11 @@ impl Gemm {
 /// A whole number up to 8 as f16.
 fn f16(value: f32) -> u16 {
     let bits = value.to_bits();
-    if value == 0.0 { 0 } else { ((bits >> 16 & 0x8000) | ((bits >> 13 & 0x3ffff) - (112 << 10))) as u16 }
+    if value == 0.0 {
+        0
+    } else {
+        ((bits >> 16 & 0x8000) | ((bits >> 13 & 0x3ffff) - (112 << 10))) as u16
+    }
 }
 
 fn bf16(value: f32) -> u16 {
@@ -80,7 +94,8 @@ fn bf16(value: f32) -> u16 {
 
 fn multiplies(element: &str, to_bits: fn(f32) -> u16) {
     let Some(ptx) = gemm_ptx(element) else { return };
-    for (seed, m, n, k) in [(1, 128, 64, 64), (2, 100, 72, 136), (3, 64, 128, 256), (4, 40, 48, 32)] {
+    for (seed, m, n, k) in [(1, 128, 64, 64), (2, 100, 72, 136), (3, 64, 128, 256), (4, 40, 48, 32)]
+    {
         assert_eq!(Gemm::new(&ptx, seed).multiply(m, n, k, to_bits), Ok(()), "seed {seed}");
     }
 }

@@ -39,9 +39,18 @@ fn damaged_text_never_panics() {
     }
     let words: Vec<&str> = text.split_inclusive([' ', ',', ';', '.']).collect();
     for skipped in 0..words.len() {
-        let rest: String = words.iter().enumerate().filter(|(i, _)| *i != skipped).map(|(_, word)| *word).collect();
+        let rest: String = words
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| *i != skipped)
+            .map(|(_, word)| *word)
+            .collect();
         let _ = Module::parse(&rest);
-        let twice: String = words.iter().enumerate().map(|(i, word)| word.repeat(1 + usize::from(i == skipped))).collect();
+        let twice: String = words
+            .iter()
+            .enumerate()
+            .map(|(i, word)| word.repeat(1 + usize::from(i == skipped)))
+            .collect();
         let _ = Module::parse(&twice);
     }
 }
@@ -53,7 +62,9 @@ fn lines_with(ptx: &str, words: &[&str]) -> Vec<usize> {
 }
 
 fn without_line(ptx: &str, line: usize) -> String {
-    ptx.lines().enumerate().filter(|(index, _)| *index != line).map(|(_, line)| format!("{line}\n")).collect()
+    let lines: Vec<&str> =
+        ptx.lines().enumerate().filter(|(index, _)| *index != line).map(|(_, line)| line).collect();
+    lines.join("\n")
 }
 
 /// Every barrier and every wait of the GEMM's main loop matters, and each one's absence is noticed.
@@ -78,7 +89,8 @@ fn a_sort_without_a_barrier_is_caught() {
     let Some(ptx) = compile("cub_block.cu", &[]) else { return };
     let start = ptx.lines().position(|line| line.contains(".entry sort_pairs")).unwrap();
     let mut caught = 0;
-    let lines: Vec<usize> = lines_with(&ptx, &["bar.sync"]).into_iter().filter(|&line| line > start).collect();
+    let lines: Vec<usize> =
+        lines_with(&ptx, &["bar.sync"]).into_iter().filter(|&line| line > start).collect();
     for &line in &lines {
         let mutant = without_line(&ptx, line);
         caught += usize::from((0..3).any(|seed| !crate::cub::sorts(&mutant, seed)));
