@@ -9,6 +9,7 @@ use crate::exec::block::{Block, BlockFault};
 use crate::exec::cache::Cache;
 use crate::exec::kernel::Kernel;
 use crate::exec::random::Random;
+use crate::exec::stores::Stores;
 use crate::exec::tally::Tally;
 use crate::fault::{Fault, FaultKind};
 use crate::memory::Memory;
@@ -19,6 +20,8 @@ const MAX_SHARED_BYTES: u32 = 227 << 10;
 const MAX_THREADS: u32 = 1024;
 /// Instructions that a block runs before another one gets its turn, at least.
 const MIN_TURN: u64 = 1 << 15;
+/// Blocks that are done, whose stores are held back.
+const MAX_LATE: usize = 4;
 
 /// How to run kernels. The default has every check on, and one thread per core.
 #[derive(Debug, Clone)]
@@ -33,9 +36,12 @@ pub struct Options {
     pub late_stores: bool,
     /// Report races on shared memory.
     pub check_races: bool,
-    /// Report reads of bytes that nobody wrote.
+    /// Report reads of global and local bytes that nobody wrote.
     pub check_uninitialized: bool,
-    /// Count sectors, DRAM bytes and bank conflicts (slower).
+    /// Report reads of shared bytes that nobody wrote. Pipelines that load a fragment ahead of its use,
+    /// as CUTLASS's do, read past their last stage, and never use what they read.
+    pub check_uninitialized_shared: bool,
+    /// Count sectors, DRAM bytes, bank conflicts, and everything per PTX line (slower).
     pub count_memory: bool,
     /// Size of the L2 model.
     pub l2_bytes: u64,
@@ -52,6 +58,7 @@ impl Default for Options {
             late_stores: true,
             check_races: true,
             check_uninitialized: true,
+            check_uninitialized_shared: true,
             count_memory: false,
             l2_bytes: 40 << 20,
             max_block_instructions: 1 << 36,
@@ -169,6 +176,8 @@ struct Launch<'a> {
     kernel: &'a Kernel<'a>,
     cache: &'a Mutex<Cache>,
     queue: Mutex<VecDeque<Work<'a>>>,
+    /// Stores of blocks that are done, which others may still not see.
+    late: Mutex<Vec<Stores>>,
     fault: Mutex<Option<BlockFault>>,
     has_fault: AtomicBool,
     tally: Mutex<Tally>,
@@ -186,6 +195,7 @@ impl<'a> Launch<'a> {
             kernel,
             cache,
             queue: Mutex::new(order.into_iter().map(Work::Fresh).collect()),
+            late: Mutex::new(vec![]),
             fault: Mutex::new(None),
             has_fault: AtomicBool::new(false),
             tally: Mutex::new(tally),
@@ -204,6 +214,8 @@ impl<'a> Launch<'a> {
                 }
             });
         }
+        let mut random = Random::new(self.kernel.options.seed, u64::MAX);
+        self.release_late(&mut random, 0);
         match lock(&self.fault).take() {
             Some(fault) => Err(fault),
             None => Ok(std::mem::take(&mut *lock(&self.tally))),
@@ -228,12 +240,16 @@ impl<'a> Launch<'a> {
                 }
             };
             std::mem::swap(&mut tally, &mut block.env.tally);
-            let turn = MIN_TURN + block.env.random.below(MIN_TURN as usize) as u64;
+            // A short turn lets another block look in before this one is done.
+            let is_short = options.hostile_schedule && block.env.random.one_in(2);
+            let least = if is_short { 1 } else { MIN_TURN };
+            let turn = least
+                + block.env.random.below(if is_short { 512 } else { MIN_TURN as usize }) as u64;
             let result = block.run(turn);
             std::mem::swap(&mut tally, &mut block.env.tally);
             match result {
-                Ok(true) => spare = Some(block),
-                Ok(false) => lock(&self.queue).push_back(Work::Parked(block)),
+                Ok(true) => spare = Some(self.retire(block)),
+                Ok(false) => self.park(block, is_short),
                 Err(fault) => {
                     self.has_fault.store(true, Ordering::Relaxed);
                     lock(&self.fault).get_or_insert(fault);
@@ -241,5 +257,33 @@ impl<'a> Launch<'a> {
             }
         }
         lock(&self.tally).add(&tally);
+    }
+
+    /// Puts a block back: near the front after a short turn, so that few blocks are begun at a time; at
+    /// the end after a long one, so that a block which waits for one that has not begun does not
+    /// keep it from its turn.
+    fn park(&self, mut block: Box<Block<'a>>, is_short: bool) {
+        let mut queue = lock(&self.queue);
+        let place = if is_short { block.env.random.below(4).min(queue.len()) } else { queue.len() };
+        queue.insert(place, Work::Parked(block));
+    }
+
+    /// A block is done; that makes its stores no sooner visible.
+    fn retire(&self, mut block: Box<Block<'a>>) -> Box<Block<'a>> {
+        let stores = std::mem::take(&mut block.env.stores);
+        if !stores.is_empty() {
+            lock(&self.late).push(stores);
+        }
+        self.release_late(&mut block.env.random, MAX_LATE);
+        block
+    }
+
+    /// Writes all but so many of the late stores through.
+    fn release_late(&self, random: &mut Random, keep: usize) {
+        let mut late = lock(&self.late);
+        while late.len() > keep {
+            let index = random.below(late.len());
+            late.swap_remove(index).release_all(self.kernel.memory, random);
+        }
     }
 }

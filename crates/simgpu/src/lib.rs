@@ -16,6 +16,14 @@
     reason = "memory that device threads race on, and register rows viewed at several widths; each \
               block says why"
 )]
+#![allow(
+    clippy::inline_always,
+    reason = "operations on lanes must be inlined into the functions that are compiled for AVX2 and FMA"
+)]
+#![allow(
+    clippy::cast_ptr_alignment,
+    reason = "alignment is checked before a place in memory is accessed, and named there"
+)]
 
 mod counters;
 mod decode;

@@ -142,6 +142,7 @@ impl Format {
         let sign = u64::from(value.is_sign_negative()) << (self.mantissa + self.exponent);
         match Exact::from_f64(value) {
             Some(exact) => self.encode(exact, rounding, saturates),
+            // The one NaN of results, whatever the source's sign.
             None if value.is_nan() => self.nan(),
             None if saturates => sign | self.largest(),
             None if self.is_finite => self.nan(),
@@ -191,8 +192,8 @@ pub(crate) fn f32_to_f16(value: f32) -> u32 {
     let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
     let normal = magnitude.wrapping_add(0xc800_0fff).wrapping_add(magnitude >> 13 & 1) >> 13;
     let finite = if magnitude < 0x3880_0000 { small } else { normal };
-    let large = if magnitude > 0x7f80_0000 { 0x7fff } else { 0x7c00 };
-    sign | if magnitude >= 0x4780_0000 { large } else { finite }
+    let number = sign | if magnitude >= 0x4780_0000 { 0x7c00 } else { finite };
+    if magnitude > 0x7f80_0000 { 0x7fff } else { number }
 }
 
 /// To nearest, ties to even.
@@ -260,13 +261,7 @@ pub(crate) fn odd_f32(value: f64) -> f32 {
         return near;
     }
     let away = (error > 0.0) == (value > 0.0);
-    f32::from_bits(if near == 0.0 {
-        1 | bits
-    } else if away {
-        bits | 1
-    } else {
-        bits - 1
-    })
+    f32::from_bits(if near == 0.0 || away { bits | 1 } else { bits - 1 })
 }
 
 /// Fused multiply-add of f16 or bf16 numbers, given and returned as f32 that still has to be rounded.

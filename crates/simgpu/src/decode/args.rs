@@ -45,8 +45,11 @@ impl Special {
             "%lanemask_ge" => Self::LaneMask(4),
             "%dynamic_smem_size" => Self::DynamicSharedBytes,
             "%total_smem_size" => Self::TotalSharedBytes,
-            "%smid" | "%gridid" | "%cluster_ctaid" | "%cluster_ctarank" => Self::Fixed(0),
-            "%is_explicit_cluster" => Self::Fixed(0),
+            "%smid"
+            | "%gridid"
+            | "%cluster_ctaid"
+            | "%cluster_ctarank"
+            | "%is_explicit_cluster" => Self::Fixed(0),
             "%nsmid" | "%cluster_nctaid" | "%cluster_nctarank" => Self::Fixed(1),
             _ => return None,
         })

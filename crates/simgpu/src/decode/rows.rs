@@ -79,15 +79,12 @@ fn intervals(flat: &Flat) -> Vec<Option<Interval>> {
         for (position, arg) in instruction.args.iter().enumerate().rev() {
             registers(arg, &mut |register| {
                 let interval = &mut intervals[register as usize];
-                match interval {
-                    Some(interval) => {
-                        interval.last = at;
-                        interval.is_carried |= interval.block != block;
-                    }
-                    None => {
-                        let is_carried = !(position == 0 && writes);
-                        *interval = Some(Interval { first: at, last: at, is_carried, block });
-                    }
+                if let Some(interval) = interval {
+                    interval.last = at;
+                    interval.is_carried |= interval.block != block;
+                } else {
+                    let is_carried = !(position == 0 && writes);
+                    *interval = Some(Interval { first: at, last: at, is_carried, block });
                 }
             });
         }
@@ -131,7 +128,7 @@ fn extend_over_loops(flat: &Flat, intervals: &mut [Option<Interval>]) {
             match arg {
                 Arg::Label(label) => add(*label),
                 Arg::Table(table) => {
-                    flat.tables[*table as usize].iter().for_each(|label| add(*label))
+                    flat.tables[*table as usize].iter().for_each(|label| add(*label));
                 }
                 _ => {}
             }

@@ -9,6 +9,7 @@ mod integer;
 mod logic;
 mod memory;
 mod pick;
+mod set;
 mod tables;
 mod tensor;
 mod value;
@@ -226,7 +227,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// Emits a pure operation on the operands in order.
-    pub(super) fn alu(&mut self, pick: Pick, class: Class) -> Result<()> {
+    fn alu(&mut self, pick: Pick, class: Class) -> Result<()> {
         if self.num_args() != pick.codes.len() {
             return self.error(&format!("{} operands expected", pick.codes.len()));
         }
@@ -241,7 +242,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// Emits a pure operation on operands that are given.
-    pub(super) fn alu_on(&mut self, pick: Pick, args: &[&Arg], class: Class) -> Result<()> {
+    fn alu_on(&mut self, pick: Pick, args: &[&Arg], class: Class) -> Result<()> {
         let mut slots: Slots = [0; 6];
         for (index, (arg, code)) in args.iter().zip(pick.codes).enumerate() {
             slots[index] =
@@ -256,8 +257,8 @@ impl<'a> Decoder<'a> {
         let Arg::Int(table) = self.arg(4)? else { return self.error("a table expected") };
         let mut slots: Slots = [0; 6];
         slots[0] = self.destination(self.arg(0)?, Code::Word)?;
-        for index in 1..4 {
-            slots[index] = self.source(self.arg(index)?, Code::Word)?;
+        for (index, slot) in slots.iter_mut().enumerate().take(4).skip(1) {
+            *slot = self.source(self.arg(index)?, Code::Word)?;
         }
         slots[4] = *table as u32;
         self.emit(Op::Alu(pick.function, slots), Class::Integer);

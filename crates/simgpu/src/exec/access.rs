@@ -27,18 +27,25 @@ impl Address {
     #[inline]
     pub(crate) fn all(&self, registers: &Registers) -> [u64; LANES] {
         let offset = self.offset as u64;
+        let mut addresses = [0; LANES];
         if self.is_wide {
-            registers.get::<u64>(self.row).map(|base| base.wrapping_add(offset))
+            let bases = registers.get::<u64>(self.row);
+            addresses
+                .iter_mut()
+                .zip(bases)
+                .for_each(|(address, base)| *address = base.wrapping_add(offset));
         } else {
-            registers.get::<u32>(self.row).map(|base| u64::from(base.wrapping_add(offset as u32)))
+            let bases = registers.get::<u32>(self.row);
+            let sum = |base: u32| u64::from(base.wrapping_add(offset as u32));
+            addresses.iter_mut().zip(bases).for_each(|(address, &base)| *address = sum(base));
         }
+        addresses
     }
 
     /// The memory that an address points to, and where in it.
     #[inline]
     pub(crate) fn resolve(&self, address: u64) -> (Space, u64) {
         match self.window {
-            Window::Global => (Space::Global, address),
             // Addresses of shared memory are offsets, of 32 bits.
             Window::Shared => (Space::Shared, address & 0xffff_ffff),
             Window::Local => (Space::Local, address.wrapping_sub(LOCAL_BASE)),
@@ -48,7 +55,7 @@ impl Address {
             }
             Window::Generic if is_in(address, LOCAL_BASE) => (Space::Local, address - LOCAL_BASE),
             Window::Generic if is_in(address, PARAM_BASE) => (Space::Param, address),
-            Window::Generic => (Space::Global, address),
+            Window::Global | Window::Generic => (Space::Global, address),
         }
     }
 }
@@ -64,7 +71,7 @@ impl Order {
 }
 
 #[inline(always)]
-fn extend(bytes: &[u8], is_signed: bool) -> u64 {
+pub(crate) fn extend(bytes: &[u8], is_signed: bool) -> u64 {
     match *bytes {
         [a] if is_signed => i64::from(a as i8) as u64,
         [a] => u64::from(a),
@@ -117,8 +124,21 @@ impl Warp {
         if env.tally.counts_memory() {
             env.count(&access.address, &addresses, len as u32, active, pc, false);
         }
-        if access.bytes == 4 && access.address.window == Window::Shared {
-            return self.load_shared_words(env, access, &addresses, len as u32, active);
+        let is_global = matches!(access.address.window, Window::Global | Window::Generic);
+        if active == u32::MAX && is_global && self.load_span(env, access, &addresses) {
+            return Ok(());
+        }
+        let is_shared = access.address.window == Window::Shared;
+        if active == u32::MAX && is_shared && self.load_shared_span(env, access, &addresses) {
+            return Ok(());
+        }
+        if is_shared {
+            match len {
+                4 => return self.load_shared::<4>(env, access, &addresses, active),
+                8 => return self.load_shared::<8>(env, access, &addresses, active),
+                16 => return self.load_shared::<16>(env, access, &addresses, active),
+                _ => {}
+            }
         }
         let mut buffer = [0; MAX_BYTES];
         let bytes = &mut buffer[..len];
@@ -135,26 +155,45 @@ impl Warp {
         Ok(())
     }
 
-    /// Words of shared memory, the most frequent loads.
-    fn load_shared_words(
+    /// Loads of one length from shared memory, lane by lane.
+    fn load_shared<const N: usize>(
         &mut self,
         env: &mut Env<'_>,
         access: &Access,
         addresses: &[u64; LANES],
-        len: u32,
         active: u32,
     ) -> Result<(), Stop> {
         for lane in lanes(active) {
             let touch = self.touch(lane, false, access.order.is_strong());
-            let range = env
-                .shared
-                .read(addresses[lane] & 0xffff_ffff, len, touch)
-                .map_err(|what| Stop { lane: lane as u32, what })?;
+            let bytes = env.shared.read_fixed::<N>(addresses[lane] & 0xffff_ffff, touch);
+            let bytes = bytes.map_err(|what| Stop { lane: lane as u32, what })?;
             for (element, part) in
-                access.elements.iter().zip(env.shared.data[range].chunks_exact(4))
+                access.elements.iter().zip(bytes.chunks_exact(access.bytes as usize))
             {
                 element.set(&mut self.registers, lane, extend(part, access.is_signed));
             }
+        }
+        Ok(())
+    }
+
+    /// Stores of one length to shared memory, lane by lane.
+    fn store_shared<const N: usize>(
+        &mut self,
+        env: &mut Env<'_>,
+        access: &Access,
+        addresses: &[u64; LANES],
+        active: u32,
+    ) -> Result<(), Stop> {
+        let size = access.bytes as usize;
+        for lane in lanes(active) {
+            let mut bytes = [0; N];
+            for (element, part) in access.elements.iter().zip(bytes.chunks_exact_mut(size)) {
+                let value = element.lane(&self.registers, lane).to_le_bytes();
+                part.copy_from_slice(&value[..size]);
+            }
+            let touch = self.touch(lane, true, access.order.is_strong());
+            let stored = env.shared.write_fixed(addresses[lane] & 0xffff_ffff, bytes, touch);
+            stored.map_err(|what| Stop { lane: lane as u32, what })?;
         }
         Ok(())
     }
@@ -225,6 +264,22 @@ impl Warp {
             env.publish();
         }
         let is_late = env.is_late(access.order);
+        let is_global = matches!(access.address.window, Window::Global | Window::Generic);
+        if active == u32::MAX && is_global && self.store_span(env, access, &addresses, is_late) {
+            return Ok(());
+        }
+        let is_shared = access.address.window == Window::Shared;
+        if active == u32::MAX && is_shared && self.store_shared_span(env, access, &addresses) {
+            return Ok(());
+        }
+        if is_shared {
+            match len {
+                4 => return self.store_shared::<4>(env, access, &addresses, active),
+                8 => return self.store_shared::<8>(env, access, &addresses, active),
+                16 => return self.store_shared::<16>(env, access, &addresses, active),
+                _ => {}
+            }
+        }
         let mut buffer = [0; MAX_BYTES];
         for lane in lanes(active) {
             for (element, part) in access.elements.iter().zip(buffer.chunks_exact_mut(size)) {

@@ -40,15 +40,13 @@ impl Cache {
             let set = (mixed % self.sets.len() as u64) as usize;
             let time = self.time;
             let ways = &mut self.sets[set];
-            let way = match ways.iter().position(|way| way.tag == line + 1) {
-                Some(hit) => hit,
-                None => {
-                    let oldest = (0..WAYS).min_by_key(|&way| ways[way].used).unwrap_or(0);
-                    self.written_sectors += u64::from(ways[oldest].dirty.count_ones());
-                    ways[oldest] = Way { tag: line + 1, ..Way::default() };
-                    oldest
-                }
-            };
+            let hit = ways.iter().position(|way| way.tag == line + 1);
+            let way = hit.unwrap_or_else(|| {
+                let oldest = (0..WAYS).min_by_key(|&way| ways[way].used).unwrap_or(0);
+                self.written_sectors += u64::from(ways[oldest].dirty.count_ones());
+                ways[oldest] = Way { tag: line + 1, ..Way::default() };
+                oldest
+            });
             let way = &mut ways[way];
             way.used = time;
             if is_write {

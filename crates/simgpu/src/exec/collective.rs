@@ -61,7 +61,7 @@ impl Warp {
     fn group(&mut self, op: &WarpCollective, group: u32) {
         match op.what {
             Collective::All | Collective::Any | Collective::Uniform | Collective::Ballot => {
-                self.vote(op, group)
+                self.vote(op, group);
             }
             Collective::MatchAny | Collective::MatchAll => self.match_values(op, group),
             Collective::Elect => {

@@ -36,7 +36,10 @@ pub(crate) fn place(
     };
     let place = Place { data, shadow };
     if !place.has(len, ALLOCATED) {
-        return Err(out);
+        memory.touch_shadow(address, u64::from(len));
+        if !place.has(len, ALLOCATED) {
+            return Err(out);
+        }
     }
     if reads && !place.has(len, INITIALIZED) {
         return Err(FaultKind::Uninitialized { space: SPACE, address, len });
@@ -62,11 +65,23 @@ impl Place {
                     let wide = wide as u32;
                     AtomicU32::from_ptr(self.shadow.cast()).load(Ordering::Relaxed) & wide == wide
                 }
-                _ => (0..len as usize / 8).all(|i| {
-                    let word = AtomicU64::from_ptr(self.shadow.cast::<u64>().add(i));
-                    word.load(Ordering::Relaxed) & wide == wide
-                }),
+                _ => {
+                    let words = 0..len as usize / 8;
+                    let all = words.fold(u64::MAX, |all, i| {
+                        let word = AtomicU64::from_ptr(self.shadow.cast::<u64>().add(i));
+                        all & word.load(Ordering::Relaxed)
+                    });
+                    all & wide == wide
+                }
             }
+        }
+    }
+
+    /// One byte of an access that `place` found.
+    fn byte(self, index: u32) -> Self {
+        // SAFETY: callers keep the index below the access's length, all of which is in the reservation.
+        unsafe {
+            Self { data: self.data.add(index as usize), shadow: self.shadow.add(index as usize) }
         }
     }
 
@@ -94,7 +109,7 @@ impl Place {
     /// The place has `len` bytes, and is aligned to it.
     #[inline]
     unsafe fn mark(self, len: usize) {
-        const ALL: [u8; MAX_BYTES] = [INITIALIZED; MAX_BYTES];
+        const ALL: [u8; 32 * MAX_BYTES] = [INITIALIZED; 32 * MAX_BYTES];
         // SAFETY: the caller's.
         unsafe { copy_in(self.shadow, &ALL[..len]) }
     }
@@ -116,6 +131,17 @@ impl Place {
         // SAFETY: callers checked 2 aligned bytes.
         unsafe { AtomicU16::from_ptr(self.data.cast()) }
     }
+}
+
+/// The place of a longer range, aligned to 8, if all of it is allocated (and for reads written).
+#[inline]
+pub(crate) fn span(memory: &Memory, address: u64, len: usize, reads: bool) -> Option<Place> {
+    if !address.is_multiple_of(8) || !len.is_multiple_of(8) {
+        return None;
+    }
+    let (data, shadow) = memory.pointers(address, len as u64)?;
+    let place = Place { data, shadow };
+    place.has(len as u32, if reads { INITIALIZED } else { ALLOCATED }).then_some(place)
 }
 
 /// Reads with relaxed atomics: other blocks may write at the same time, as on hardware.
@@ -158,7 +184,7 @@ unsafe fn copy_in(to: *mut u8, bytes: &[u8]) {
         match *bytes {
             [byte] => AtomicU8::from_ptr(to).store(byte, Ordering::Relaxed),
             [a, b] => {
-                AtomicU16::from_ptr(to.cast()).store(u16::from_ne_bytes([a, b]), Ordering::Relaxed)
+                AtomicU16::from_ptr(to.cast()).store(u16::from_ne_bytes([a, b]), Ordering::Relaxed);
             }
             [a, b, c, d] => {
                 AtomicU32::from_ptr(to.cast())
@@ -192,7 +218,9 @@ pub(crate) fn read(
     }
     let place = place(memory, address, len, false)?;
     place.read(out);
-    if !stores.overlay(address, out) && checks && !place.has(len, INITIALIZED) {
+    let held = stores.overlay(address, out);
+    let is_known = |i: u32| held >> i & 1 == 1 || place.byte(i).has(1, INITIALIZED);
+    if checks && !(0..len).all(is_known) {
         return Err(FaultKind::Uninitialized { space: SPACE, address, len });
     }
     Ok(())

@@ -32,12 +32,49 @@ impl Record {
     fn is_strong(self) -> bool {
         self.0 >> 31 == 1
     }
+
+    /// Whether it happened before everything that a thread does now; `seen` are its warp's clocks. No
+    /// record has clock 0, which is always in the past.
+    #[inline(always)]
+    fn is_before(self, thread: u32, seen: &Clocks) -> bool {
+        self.clock() < seen[(self.thread() / 32) as usize] || self.thread() == thread
+    }
 }
+
+/// In the place of the last write of a word that is accessed in parts. Its clock is never reached, and
+/// its thread is that of no lane of a block with fewer than 32 warps.
+const SPLIT: Record = Record(u32::MAX >> 1);
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Cell {
     write: Record,
     reads: [Record; 2],
+}
+
+impl Cell {
+    /// Checks and remembers an access; the other thread of a race.
+    #[inline(always)]
+    fn touch(&mut self, touch: Touch, me: Record, seen: &Clocks) -> Result<(), u32> {
+        let is_safe = |record: Record| {
+            record.is_before(touch.thread, seen) || (record.is_strong() && touch.is_strong)
+        };
+        if !is_safe(self.write) {
+            return Err(self.write.thread());
+        }
+        if touch.is_write {
+            for read in self.reads {
+                if !is_safe(read) {
+                    return Err(read.thread());
+                }
+            }
+            *self = Self { write: me, reads: [Record::default(); 2] };
+        } else if self.reads[0].is_before(touch.thread, seen) {
+            self.reads[0] = me;
+        } else if self.reads[1].is_before(touch.thread, seen) {
+            self.reads[1] = me;
+        }
+        Ok(())
+    }
 }
 
 /// What a warp knows of the clocks of all warps.
@@ -47,10 +84,10 @@ pub(crate) type Clocks = [u32; MAX_WARPS];
 #[derive(Debug, Default)]
 pub(crate) struct Races {
     words: Vec<Cell>,
-    /// Words that are accessed in parts.
-    is_split: Vec<bool>,
+    /// Bytes of the words that are accessed in parts.
     split: HashMap<u32, [Cell; 4]>,
     clocks: Vec<u32>,
+    /// Clocks that each warp has synchronized with; its own clock for itself.
     seen: Vec<Clocks>,
 }
 
@@ -69,106 +106,101 @@ impl Races {
         let num_words = shared_bytes.div_ceil(4) as usize;
         self.words.clear();
         self.words.resize(num_words, Cell::default());
-        self.is_split.clear();
-        self.is_split.resize(num_words, false);
         self.split.clear();
         self.clocks.clear();
         self.clocks.resize(num_warps, 1);
         self.seen.clear();
-        self.seen.resize(num_warps, [0; MAX_WARPS]);
+        self.seen.resize(num_warps, [1; MAX_WARPS]);
     }
 
     /// Checks and remembers an access; the address and the other thread of a race.
     #[inline]
     pub(crate) fn touch(&mut self, offset: u32, len: u32, touch: Touch) -> Result<(), (u32, u32)> {
+        if !len.is_multiple_of(4) {
+            return self.touch_parts(offset, len, touch);
+        }
+        let warp = (touch.thread / 32) as usize;
+        let seen = &self.seen[warp];
+        let me = Record::new(touch.thread, self.clocks[warp], touch.is_strong);
+        let first = (offset / 4) as usize;
+        for cell in &mut self.words[first..first + (len / 4) as usize] {
+            if cell.write == SPLIT || cell.touch(touch, me, seen).is_err() {
+                return self.touch_parts(offset, len, touch);
+            }
+        }
+        Ok(())
+    }
+
+    /// Accesses of a warp's 32 lanes to `len` bytes each, one after the other; false if there is a race, or
+    /// a word that is accessed in parts, which is then to be found lane by lane.
+    #[inline]
+    pub(crate) fn touch_span(&mut self, offset: u32, len: u32, first: Touch) -> bool {
+        let warp = (first.thread / 32) as usize;
+        let (seen, clock) = (&self.seen[warp], self.clocks[warp]);
+        let per_lane = (len / 4) as usize;
+        let start = (offset / 4) as usize;
+        let cells = &mut self.words[start..start + 32 * per_lane];
+        for (lane, cells) in cells.chunks_exact_mut(per_lane).enumerate() {
+            let touch = Touch { thread: first.thread + lane as u32, ..first };
+            let me = Record::new(touch.thread, clock, touch.is_strong);
+            for cell in cells {
+                if cell.write == SPLIT || cell.touch(touch, me, seen).is_err() {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Any access, word by word or byte by byte.
+    fn touch_parts(&mut self, offset: u32, len: u32, touch: Touch) -> Result<(), (u32, u32)> {
         let mut at = offset;
         let end = offset + len;
         while at < end {
             let word = at / 4;
-            let is_whole = at.is_multiple_of(4) && end - at >= 4;
-            if is_whole && !self.is_split[word as usize] {
-                let mut cell = self.words[word as usize];
-                let raced = self.check(&mut cell, touch);
-                self.words[word as usize] = cell;
+            let part_end = end.min((word + 1) * 4);
+            if part_end - at == 4 && self.words[word as usize].write != SPLIT {
+                let warp = (touch.thread / 32) as usize;
+                let me = Record::new(touch.thread, self.clocks[warp], touch.is_strong);
+                let raced = self.words[word as usize].touch(touch, me, &self.seen[warp]);
                 raced.map_err(|other| (at, other))?;
-                at += 4;
             } else {
-                let part_end = end.min((word + 1) * 4);
                 self.touch_bytes(at, part_end, touch)?;
-                at = part_end;
             }
+            at = part_end;
         }
         Ok(())
     }
 
     fn touch_bytes(&mut self, start: u32, end: u32, touch: Touch) -> Result<(), (u32, u32)> {
+        let warp = (touch.thread / 32) as usize;
+        let me = Record::new(touch.thread, self.clocks[warp], touch.is_strong);
         let word = start / 4;
         let whole = self.words[word as usize];
-        self.is_split[word as usize] = true;
-        let mut cells = *self.split.entry(word).or_insert([whole; 4]);
-        let mut result = Ok(());
+        let cells = self.split.entry(word).or_insert([whole; 4]);
+        self.words[word as usize].write = SPLIT;
         for at in start..end {
-            let raced = self.check(&mut cells[(at % 4) as usize], touch);
-            result = result.and(raced.map_err(|other| (at, other)));
-        }
-        self.split.insert(word, cells);
-        result
-    }
-
-    #[inline]
-    fn check(&self, cell: &mut Cell, touch: Touch) -> Result<(), u32> {
-        let (warp, lane) = ((touch.thread / 32) as usize, touch.thread % 32);
-        let me = Record::new(touch.thread, self.clocks[warp], touch.is_strong);
-        let is_safe = |record: Record| {
-            self.is_ordered(record, warp, lane) || (record.is_strong() && touch.is_strong)
-        };
-        if !is_safe(cell.write) {
-            return Err(cell.write.thread());
-        }
-        if touch.is_write {
-            for read in cell.reads {
-                if !is_safe(read) {
-                    return Err(read.thread());
-                }
-            }
-            *cell = Cell { write: me, reads: [Record::default(); 2] };
-        } else if self.is_ordered(cell.reads[0], warp, lane) {
-            cell.reads[0] = me;
-        } else if self.is_ordered(cell.reads[1], warp, lane) {
-            cell.reads[1] = me;
+            let raced = cells[(at % 4) as usize].touch(touch, me, &self.seen[warp]);
+            raced.map_err(|other| (at, other))?;
         }
         Ok(())
-    }
-
-    /// Whether an earlier access happened before anything that the thread does now.
-    #[inline]
-    fn is_ordered(&self, record: Record, warp: usize, lane: u32) -> bool {
-        if record == Record::default() {
-            return true;
-        }
-        let (other, clock) = ((record.thread() / 32) as usize, record.clock());
-        if other == warp {
-            record.thread() % 32 == lane || clock < self.clocks[warp]
-        } else {
-            clock < self.seen[warp][other]
-        }
     }
 
     /// An instruction with `.sync` orders the lanes of a warp.
     pub(crate) fn sync_warp(&mut self, warp: usize) {
         self.clocks[warp] += 1;
-        if self.clocks[warp] >= MAX_CLOCK {
+        self.seen[warp][warp] = self.clocks[warp];
+        if self.clocks[warp] >= MAX_CLOCK - 1 {
             self.forget();
         }
     }
 
     /// A warp arrives at a barrier: adds what it did and knows to what the barrier passes on.
     pub(crate) fn arrive(&mut self, warp: usize, passed: &mut Clocks) {
-        self.seen[warp][warp] = self.clocks[warp] + 1;
+        self.sync_warp(warp);
         for (sum, seen) in passed.iter_mut().zip(&self.seen[warp]) {
             *sum = (*sum).max(*seen);
         }
-        self.sync_warp(warp);
     }
 
     /// A warp leaves a barrier and knows what all arrived with.

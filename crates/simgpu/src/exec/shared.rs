@@ -88,6 +88,45 @@ impl Shared {
         Ok(range)
     }
 
+    /// Reads an access of fixed length, the quick way where nothing is unusual.
+    #[inline(always)]
+    pub(crate) fn read_fixed<const N: usize>(
+        &mut self,
+        address: u64,
+        touch: Touch,
+    ) -> Result<[u8; N], FaultKind> {
+        let start = address as usize;
+        let is_usual = address.is_multiple_of(N as u64)
+            && self.state.get(start..start + N).is_some_and(|states| states == [WRITTEN; N]);
+        if is_usual {
+            self.touch(address, N as u32, touch)?;
+        } else {
+            self.read(address, N as u32, touch)?;
+        }
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(&self.data[start..start + N]);
+        Ok(bytes)
+    }
+
+    /// Writes an access of fixed length, the quick way where nothing is unusual.
+    #[inline(always)]
+    pub(crate) fn write_fixed<const N: usize>(
+        &mut self,
+        address: u64,
+        bytes: [u8; N],
+        touch: Touch,
+    ) -> Result<(), FaultKind> {
+        let start = address as usize;
+        let is_usual = address.is_multiple_of(N as u64)
+            && self.state.get(start..start + N).is_some_and(|states| states == [WRITTEN; N]);
+        if !is_usual {
+            return self.write(address, &bytes, touch);
+        }
+        self.touch(address, N as u32, touch)?;
+        self.data[start..start + N].copy_from_slice(&bytes);
+        Ok(())
+    }
+
     /// Checks a write and does it.
     #[inline]
     pub(crate) fn write(
@@ -105,6 +144,44 @@ impl Shared {
         self.touch(address, len, touch)?;
         self.data[range].copy_from_slice(bytes);
         Ok(())
+    }
+
+    /// Bytes that the 32 lanes of a warp, the first of which `touch` names, read one after the other; none
+    /// if anything is unusual, which goes lane by lane.
+    #[inline]
+    pub(crate) fn read_span(&mut self, address: u64, len: u32, touch: Touch) -> Option<&[u8]> {
+        let range = self.span(address, len)?;
+        if self.checks_races && !self.races.touch_span(address as u32, len, touch) {
+            return None;
+        }
+        Some(&self.data[range])
+    }
+
+    /// Room for the bytes that the 32 lanes of a warp write one after the other.
+    #[inline]
+    pub(crate) fn write_span(&mut self, address: u64, len: u32, touch: Touch) -> Option<&mut [u8]> {
+        let range = self.span(address, len)?;
+        if self.checks_races && !self.races.touch_span(address as u32, len, touch) {
+            return None;
+        }
+        Some(&mut self.data[range])
+    }
+
+    /// A range of 32 × `len` bytes that is aligned, inside, and written.
+    fn span(&self, address: u64, len: u32) -> Option<std::ops::Range<usize>> {
+        let (start, size) = (address as usize, 32 * len as usize);
+        if !address.is_multiple_of(u64::from(len))
+            || !len.is_multiple_of(4)
+            || start + size > self.data.len()
+        {
+            return None;
+        }
+        let states = &self.state[start..start + size];
+        let mut differences = 0;
+        for state in states {
+            differences |= state ^ WRITTEN;
+        }
+        (differences == 0).then_some(start..start + size)
     }
 
     /// A copy is issued: its target may not be touched until it is waited for.

@@ -56,27 +56,45 @@ impl Stores {
         self.lines.is_empty()
     }
 
-    /// Puts held bytes in the place of those read; whether all of them were held.
-    pub(crate) fn overlay(&self, address: u64, out: &mut [u8]) -> bool {
+    /// Puts held bytes in the place of those read; a bit for each byte that was held.
+    pub(crate) fn overlay(&self, address: u64, out: &mut [u8]) -> u32 {
         let start = (address % LINE_BYTES) as usize;
         let Some(&index) = self.index.get(&(address - start as u64)) else {
-            return false;
+            return 0;
         };
         let line = &self.lines[index];
-        let mut all = true;
+        let mut held = 0;
         for (i, byte) in out.iter_mut().enumerate() {
             if line.mask >> (start + i) & 1 == 1 {
                 *byte = line.data[start + i];
-            } else {
-                all = false;
+                held |= 1 << i;
             }
         }
-        all
+        held
     }
 
     /// Whether bytes of the line of this address are held.
     pub(crate) fn holds(&self, address: u64) -> bool {
         !self.is_empty() && self.index.contains_key(&(address - address % LINE_BYTES))
+    }
+
+    /// Whether bytes of any line of a range are held.
+    pub(crate) fn holds_any(&self, address: u64, len: usize) -> bool {
+        !self.is_empty()
+            && (address / LINE_BYTES..(address + len as u64).div_ceil(LINE_BYTES))
+                .any(|line| self.index.contains_key(&(line * LINE_BYTES)))
+    }
+
+    /// Holds a longer range back, line by line.
+    pub(crate) fn hold_span(&mut self, address: u64, bytes: &[u8]) {
+        let (mut at, mut rest) = (address, bytes);
+        while !rest.is_empty() {
+            let room = (LINE_BYTES - at % LINE_BYTES) as usize;
+            let (part, after) = rest.split_at(room.min(rest.len()));
+            self.hold(at, part);
+            at += part.len() as u64;
+            rest = after;
+        }
     }
 
     /// Holds a store, whose bytes were found allocated, back.
@@ -93,7 +111,7 @@ impl Stores {
         });
         let line = &mut self.lines[index];
         line.data[start..start + bytes.len()].copy_from_slice(bytes);
-        line.mask |= ((1_u128 << bytes.len()) - 1) << start;
+        line.mask |= (u128::MAX >> (128 - bytes.len())) << start;
     }
 
     /// Writes the line of this address through, if it is held.

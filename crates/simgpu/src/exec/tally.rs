@@ -71,9 +71,9 @@ impl Tally {
             Traffic { requests: 1, bytes: covered(&mut bytes), sectors: sectors.len() as u64 };
         self.memory[pc as usize].traffic.add(&traffic);
         if is_write {
-            self.writes.add(&traffic)
+            self.writes.add(&traffic);
         } else {
-            self.reads.add(&traffic)
+            self.reads.add(&traffic);
         }
         cache.touch(&sectors, is_write);
     }
@@ -92,7 +92,9 @@ impl Tally {
             words.sort_unstable();
             words.dedup();
             let mut load = [0_u32; 32];
-            words.iter().for_each(|word| load[(word % 32) as usize] += 1);
+            for word in words {
+                load[(word % 32) as usize] += 1;
+            }
             let passes = load.into_iter().max().unwrap_or(1);
             banks.add(&Banks { ideal: 1, passes: u64::from(passes), max_degree: passes });
         }
@@ -141,9 +143,9 @@ impl Tally {
                 _ if inst.class == Class::FloatMac => counters.thread_macs += count.threads,
                 _ => {}
             }
-            let line = counters.lines.entry(inst.line).or_default();
-            add_line(line, count, &source[inst.start as usize..inst.end as usize]);
             if let Some(memory) = self.memory.get(pc) {
+                let line = counters.lines.entry(inst.line).or_default();
+                add_line(line, count, &source[inst.start as usize..inst.end as usize]);
                 line.global.add(&memory.traffic);
                 line.banks.add(&memory.banks);
                 counters.banks.add(&memory.banks);

@@ -56,7 +56,6 @@ pub(crate) struct Arrival {
     /// Threads that the barrier waits for; none for all of the block.
     pub(crate) count: Option<u32>,
     pub(crate) lanes: u32,
-    pub(crate) waits: bool,
     /// Lanes for which the predicate of a reduction holds.
     pub(crate) holds: u32,
     pub(crate) pc: u32,
@@ -440,8 +439,7 @@ impl Warp {
         } else {
             self.paths[index].wait = Wait::Barrier(id);
         }
-        let waits = !barrier.is_arrive;
-        Next::Stop(Event::Arrived(Arrival { id, count, lanes, waits, holds, pc }))
+        Next::Stop(Event::Arrived(Arrival { id, count, lanes, holds, pc }))
     }
 
     /// A barrier is complete: its paths go on, with the reduction's result.
@@ -462,7 +460,7 @@ impl Warp {
                 let value = result(reduce);
                 match reduce.what {
                     super::program::ReduceOp::Popc => {
-                        self.registers.put(reduce.d, &[value; 32], path.mask)
+                        self.registers.put(reduce.d, &[value; 32], path.mask);
                     }
                     _ => self.registers.put_pred(reduce.d, value, path.mask),
                 }

@@ -21,7 +21,6 @@ impl Parser<'_> {
     fn statement(&mut self, statements: &mut Vec<Statement>) -> Parsed<()> {
         match (self.peek(), self.peek_after()) {
             (Kind::Sign('{'), _) => statements.push(Statement::Scope(self.scope()?)),
-            (Kind::Sign(';'), _) => self.at += 1,
             (Kind::Sign('@'), _) => statements.push(self.instruction()?),
             (Kind::Word(label), Kind::Sign(':')) => {
                 self.at += 2;
@@ -36,13 +35,15 @@ impl Parser<'_> {
                     _ => statements.push(Statement::Label(label.to_owned())),
                 }
             }
-            (Kind::Word(".reg"), _) => statements.push(self.registers()?),
+            (Kind::Word(word), _) if word == ".reg" || word.starts_with(".reg.") => {
+                statements.push(self.registers()?);
+            }
             (Kind::Word(".loc" | ".file"), _) => self.skip_line(),
             (Kind::Word(".pragma"), _) => while !self.take(';') && self.advance() != Kind::End {},
             (Kind::Word(".shared" | ".local" | ".param" | ".global" | ".const"), _) => {
                 statements.extend(self.variables()?.into_iter().map(Statement::Variable));
             }
-            (Kind::Word(".extern"), _) => self.at += 1,
+            (Kind::Word(".extern") | Kind::Sign(';'), _) => self.at += 1,
             (Kind::Word(word), _) if !word.starts_with('.') => statements.push(self.instruction()?),
             _ => return self.error("a statement expected"),
         }
@@ -60,9 +61,13 @@ impl Parser<'_> {
 
     /// `.reg .b32 %r<10>, a;`
     fn registers(&mut self) -> Parsed<Statement> {
-        self.at += 1;
-        let scalar = self.word()?.strip_prefix('.').and_then(Scalar::parse);
-        let Some(scalar) = scalar else {
+        // The type may follow without a blank: `.reg.b32`.
+        let scalar = match self.word()?.strip_prefix(".reg.") {
+            Some(kind) => Scalar::parse(kind),
+            None => self.word()?.strip_prefix('.').and_then(Scalar::parse),
+        };
+        let Some(scalar) = scalar.filter(|scalar| scalar.bytes() <= 8) else {
+            self.at -= 1;
             return self.error("unknown type of register");
         };
         let mut names = vec![];

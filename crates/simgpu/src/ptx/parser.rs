@@ -256,7 +256,12 @@ impl<'a> Parser<'a> {
             if self.take(']') {
                 variable.bytes = 0;
             } else {
-                variable.bytes *= self.int()? as u32;
+                let count = self.int()?;
+                let bytes = u64::from(variable.bytes).checked_mul(count);
+                let Some(bytes) = bytes.and_then(|bytes| u32::try_from(bytes).ok()) else {
+                    return self.error("an array of 4 GiB and more");
+                };
+                variable.bytes = bytes;
                 self.expect(']')?;
             }
         }

@@ -1,6 +1,8 @@
 //! A device with buffers, and kernels to run on it.
 
-use oarlock_simgpu::{Counters, Fault, LaunchConfig, LoadedModule, Memory, Module, Options, launch};
+use oarlock_simgpu::{
+    Counters, Fault, LaunchConfig, LoadedModule, Memory, Module, Options, launch,
+};
 
 /// Header of hand-written PTX.
 pub(crate) const HEADER: &str = ".version 8.8\n.target sm_90\n.address_size 64\n";
@@ -30,7 +32,9 @@ numbers!(u8, i8, u16, i16, u32, i32, u64, i64, f32, f64);
 
 pub(crate) fn bytes_of<T: Number>(values: &[T]) -> Vec<u8> {
     let mut bytes = vec![];
-    values.iter().for_each(|value| value.put(&mut bytes));
+    for value in values {
+        value.put(&mut bytes);
+    }
     bytes
 }
 
@@ -78,7 +82,7 @@ impl Device {
             .loaded
             .module()
             .entries()
-            .map(|entry| entry.name())
+            .map(oarlock_simgpu::Entry::name)
             .filter(|name| name.contains(part))
             .collect();
         assert_eq!(found.len(), 1, "{part}: {found:?}");
@@ -102,7 +106,12 @@ impl Device {
                 Arg::U64(value) => value.to_le_bytes().to_vec(),
                 Arg::Bytes(bytes) => bytes.clone(),
             };
-            assert!(bytes.len() <= param.size, "{} bytes for a parameter of {}", bytes.len(), param.size);
+            assert!(
+                bytes.len() <= param.size,
+                "{} bytes for a parameter of {}",
+                bytes.len(),
+                param.size
+            );
             params[param.offset..param.offset + bytes.len()].copy_from_slice(&bytes);
         }
         let config = LaunchConfig {
@@ -114,7 +123,14 @@ impl Device {
         launch(&self.loaded, entry, &config, &self.memory, &self.options)
     }
 
-    pub(crate) fn launch(&self, entry: &str, grid: u32, block: u32, shared: u32, args: &[Arg]) -> Counters {
+    pub(crate) fn launch(
+        &self,
+        entry: &str,
+        grid: u32,
+        block: u32,
+        shared: u32,
+        args: &[Arg],
+    ) -> Counters {
         self.try_launch(entry, grid, block, shared, args).unwrap_or_else(|fault| panic!("{fault}"))
     }
 }
@@ -123,7 +139,8 @@ impl Device {
 pub(crate) fn words(seed: u64, len: usize) -> Vec<u32> {
     let mut state = seed;
     let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 32) as u32
     };
     (0..len).map(|_| next()).collect()

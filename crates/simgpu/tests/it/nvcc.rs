@@ -26,7 +26,8 @@ fn nvcc() -> Option<PathBuf> {
 pub(crate) fn cutlass() -> Option<PathBuf> {
     let given = std::env::var_os("OARLOCK_CUTLASS").map(PathBuf::from);
     let installed = root().join("target/cuda-toolkit/cutlass_library/source/include");
-    let found = given.into_iter().chain([installed]).find(|include| include.join("cutlass").is_dir());
+    let found =
+        given.into_iter().chain([installed]).find(|include| include.join("cutlass").is_dir());
     if found.is_none() {
         missing("CUTLASS's headers");
     }
@@ -49,7 +50,14 @@ pub(crate) fn compile(source: &str, arguments: &[&str]) -> Option<String> {
     let output = folder.path().join("out.ptx");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels").join(source);
     let done = Command::new(nvcc)
-        .args(["-fmad=false", "-std=c++17", "-arch=sm_80", "-ptx", "-w", "--expt-relaxed-constexpr"])
+        .args([
+            "-fmad=false",
+            "-std=c++17",
+            "-arch=sm_80",
+            "-ptx",
+            "-w",
+            "--expt-relaxed-constexpr",
+        ])
         .args(arguments)
         .arg(source)
         .arg("-o")

@@ -1,207 +1,102 @@
 //! Comparisons of `setp` and `set`.
 
+use std::convert::identity;
+
 use crate::exec::program::Test;
 use crate::numbers::{bf16_to_f32, f16_to_f32};
 
 use super::float::flush;
 
-/// A comparison of floats: ordered ones are false, unordered ones true when one is NaN.
+/// A comparison of floats: ordered ones are false, unordered ones true when one is NaN. `$load` makes
+/// numbers of what the lanes hold.
 macro_rules! float {
-    ($name:expr, $T:ty, |$x:ident| $load:expr) => {
+    ($name:expr, $T:ty, $load:path) => {{
+        macro_rules! on {
+            ($a:ident, $b:ident, $holds:expr) => {
+                |r, a, b| {
+                    r.test::<$T>(a, b, |a, b| {
+                        let ($a, $b) = ($load(a), $load(b));
+                        $holds
+                    })
+                }
+            };
+        }
         match $name {
-            "eq" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let ($x, b) = (a, b);
-                    let a = $load;
-                    let $x = b;
-                    a == $load
-                })
-            },
-            "ne" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    let b = $load;
-                    a < b || a > b
-                })
-            },
-            "lt" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    a < $load
-                })
-            },
-            "le" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    a <= $load
-                })
-            },
-            "gt" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    a > $load
-                })
-            },
-            "ge" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    a >= $load
-                })
-            },
-            "equ" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    let b = $load;
-                    !(a < b || a > b)
-                })
-            },
-            "neu" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    a != $load
-                })
-            },
-            "ltu" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    !(a >= $load)
-                })
-            },
-            "leu" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    !(a > $load)
-                })
-            },
-            "gtu" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    !(a <= $load)
-                })
-            },
-            "geu" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    !(a < $load)
-                })
-            },
-            "num" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    let b = $load;
-                    !a.is_nan() && !b.is_nan()
-                })
-            },
-            "nan" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    let b = $load;
-                    a.is_nan() || b.is_nan()
-                })
-            },
+            "eq" => on!(a, b, a == b),
+            "ne" => on!(a, b, a < b || a > b),
+            "lt" => on!(a, b, a < b),
+            "le" => on!(a, b, a <= b),
+            "gt" => on!(a, b, a > b),
+            "ge" => on!(a, b, a >= b),
+            "equ" => on!(a, b, !(a < b || a > b)),
+            "neu" => on!(a, b, a != b),
+            "ltu" => on!(a, b, !(a >= b)),
+            "leu" => on!(a, b, !(a > b)),
+            "gtu" => on!(a, b, !(a <= b)),
+            "geu" => on!(a, b, !(a < b)),
+            "num" => on!(a, b, !a.is_nan() && !b.is_nan()),
+            "nan" => on!(a, b, a.is_nan() || b.is_nan()),
+            _ => return None,
+        }
+    }};
+}
+
+macro_rules! integer {
+    ($name:expr, $T:ty, $load:path) => {
+        match $name {
+            "eq" => |r, a, b| r.test::<$T>(a, b, |a, b| $load(a) == $load(b)),
+            "ne" => |r, a, b| r.test::<$T>(a, b, |a, b| $load(a) != $load(b)),
+            "lt" | "lo" => |r, a, b| r.test::<$T>(a, b, |a, b| $load(a) < $load(b)),
+            "le" | "ls" => |r, a, b| r.test::<$T>(a, b, |a, b| $load(a) <= $load(b)),
+            "gt" | "hi" => |r, a, b| r.test::<$T>(a, b, |a, b| $load(a) > $load(b)),
+            "ge" | "hs" => |r, a, b| r.test::<$T>(a, b, |a, b| $load(a) >= $load(b)),
             _ => return None,
         }
     };
 }
 
-macro_rules! integer {
-    ($name:expr, $T:ty, |$x:ident| $load:expr) => {
-        match $name {
-            "eq" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    a == $load
-                })
-            },
-            "ne" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    a != $load
-                })
-            },
-            "lt" | "lo" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    a < $load
-                })
-            },
-            "le" | "ls" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    a <= $load
-                })
-            },
-            "gt" | "hi" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    a > $load
-                })
-            },
-            "ge" | "hs" => |r, a, b| {
-                r.test::<$T>(a, b, |a, b| {
-                    let $x = a;
-                    let a = $load;
-                    let $x = b;
-                    a >= $load
-                })
-            },
-            _ => return None,
-        }
-    };
+#[inline(always)]
+fn low(word: u32) -> u16 {
+    word as u16
+}
+
+#[inline(always)]
+fn signed_low(word: u32) -> i16 {
+    word as i16
+}
+
+#[inline(always)]
+fn high_f16(word: u32) -> f32 {
+    f16_to_f32(word >> 16)
+}
+
+#[inline(always)]
+fn high_bf16(word: u32) -> f32 {
+    bf16_to_f32(word >> 16)
 }
 
 /// The test of a comparison's name for a type.
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
-#[expect(clippy::nonminimal_bool, reason = "unordered comparisons are negated ordered ones")]
+#[expect(
+    clippy::double_comparisons,
+    clippy::neg_cmp_op_on_partial_ord,
+    reason = "unordered comparisons are negated ordered ones"
+)]
 pub(super) fn test(name: &str, kind: &str, flushes: bool) -> Option<Test> {
     Some(match kind {
-        "b32" | "u32" => integer!(name, u32, |x| x),
-        "s32" => integer!(name, i32, |x| x),
-        "b64" | "u64" => integer!(name, u64, |x| x),
-        "s64" => integer!(name, i64, |x| x),
-        "b16" | "u16" => integer!(name, u32, |x| x as u16),
-        "s16" => integer!(name, u32, |x| x as i16),
-        "f32" if flushes => float!(name, f32, |x| flush(x)),
-        "f32" => float!(name, f32, |x| x),
-        "f64" => float!(name, f64, |x| x),
-        "f16" => float!(name, u32, |x| f16_to_f32(x)),
-        "bf16" => float!(name, u32, |x| bf16_to_f32(x)),
+        "b32" | "u32" => integer!(name, u32, identity),
+        "s32" => integer!(name, i32, identity),
+        "b64" | "u64" => integer!(name, u64, identity),
+        "s64" => integer!(name, i64, identity),
+        "b16" | "u16" => integer!(name, u32, low),
+        "s16" => integer!(name, u32, signed_low),
+        "f32" if flushes => float!(name, f32, flush),
+        "f32" => float!(name, f32, identity),
+        "f64" => float!(name, f64, identity),
+        "f16" => float!(name, u32, f16_to_f32),
+        "f16.high" => float!(name, u32, high_f16),
+        "bf16.high" => float!(name, u32, high_bf16),
+        "bf16" => float!(name, u32, bf16_to_f32),
         _ => return None,
     })
 }

@@ -3,11 +3,9 @@
 use super::pick::Pick;
 use super::{Decoder, Name, Result, tables};
 use crate::decode::args::Arg;
-use crate::exec::program::{
-    Barrier, Class, Compare, Element, Join, NONE, Op, Reduce, ReduceOp, Test,
-};
+use crate::exec::program::{Barrier, Class, Element, NONE, Op, Reduce, ReduceOp};
 use crate::exec::registers::Code;
-use crate::exec::windows::{LOCAL_BASE, PARAM_BASE, SHARED_BASE, is_in};
+use crate::exec::windows::SHARED_BASE;
 
 impl Decoder<'_> {
     pub(super) fn flow(&mut self, name: &Name<'_>) -> Result<()> {
@@ -36,7 +34,7 @@ impl Decoder<'_> {
         let mut index = 0;
         let mut reduce = None;
         if name.has("red") {
-            let last = self.arg(self.num_args() - 1)?;
+            let last = self.arg(self.num_args().saturating_sub(1))?;
             let Arg::Pred(pred, is_negated) = *last else {
                 return self.error("a predicate expected");
             };
@@ -128,74 +126,6 @@ impl Decoder<'_> {
             _ => return self.unknown(),
         };
         self.alu(pick, Class::Integer)
-    }
-
-    pub(super) fn compare(&mut self, name: &Name<'_>) -> Result<()> {
-        let (test, code, num_sources) = match self.test(name) {
-            Some(test) => test,
-            None => return self.unknown(),
-        };
-        let first = self.arg(0)?;
-        let a = self.source(self.arg(1)?, code)?;
-        let b = if num_sources == 1 { a } else { self.source(self.arg(2)?, code)? };
-        let join = match name.parts.get(1) {
-            Some(&"and") => Join::And,
-            Some(&"or") => Join::Or,
-            Some(&"xor") => Join::Xor,
-            _ => Join::None,
-        };
-        let (c, is_negated) = match (join, self.current.args.get(3)) {
-            (Join::None, _) => (0, false),
-            (_, Some(Arg::Pred(pred, is_negated))) => (*pred, *is_negated),
-            (_, Some(constant)) => (self.pred(constant)?, false),
-            _ => return self.error("a predicate expected"),
-        };
-        let (p, q) = match first {
-            _ if name.base == "set" => (self.new_pred(), NONE),
-            Arg::Pair(p, q) => (self.destination(p, Code::Pred)?, self.destination(q, Code::Pred)?),
-            p => (self.destination(p, Code::Pred)?, NONE),
-        };
-        let compare = Compare { test, a, b, p, q, join, c, is_negated };
-        self.emit(Op::Compare(Box::new(compare)), Class::Integer);
-        if name.base == "set" { self.set_result(name, first, p) } else { Ok(()) }
-    }
-
-    fn test(&self, name: &Name<'_>) -> Option<(Test, Code, usize)> {
-        let kind = name.kind();
-        let code = if kind.ends_with("64") { Code::Double } else { Code::Word };
-        let first = *name.parts.first()?;
-        match name.base {
-            "testp" => Some((super::tables::property(first, kind)?, code, 1)),
-            "isspacep" => {
-                let test: Test = match first {
-                    _ if first.starts_with("shared") => {
-                        |r, a, b| r.test::<u64>(a, b, |a, _| is_in(a, SHARED_BASE))
-                    }
-                    "local" => |r, a, b| r.test::<u64>(a, b, |a, _| is_in(a, LOCAL_BASE)),
-                    "param" | "param::entry" => {
-                        |r, a, b| r.test::<u64>(a, b, |a, _| is_in(a, PARAM_BASE))
-                    }
-                    "global" => {
-                        |r, a, b| r.test::<u64>(a, b, |a, _| (SHARED_BASE >> 44) != (a >> 44))
-                    }
-                    "const" => |r, a, b| r.test::<u64>(a, b, |_, _| false),
-                    _ => return None,
-                };
-                Some((test, Code::Double, 1))
-            }
-            _ => Some((super::tables::test(first, kind, name.has("ftz"))?, code, 2)),
-        }
-    }
-
-    /// `set` gives all ones or 1.0 where `setp` gives true.
-    fn set_result(&mut self, name: &Name<'_>, to: &Arg, p: u32) -> Result<()> {
-        let is_float = name.parts.iter().rev().nth(1) == Some(&"f32");
-        let yes = self.word_constant(if is_float { 0x3f80_0000 } else { u32::MAX });
-        let no = self.word_constant(0);
-        let d = self.destination(to, Code::Word)?;
-        let Some(select) = tables::logic("selp", "b32") else { return self.unknown() };
-        self.emit(Op::Alu(select.function, [d, yes, no, p, 0, 0]), Class::Integer);
-        Ok(())
     }
 }
 

@@ -67,7 +67,7 @@ impl Decoder<'_> {
         else {
             return self.unknown();
         };
-        let num_sources = self.num_args() - 1;
+        let num_sources = self.num_args().saturating_sub(1);
         // One result, a pair of results from two operands, or a pair unpacked from one operand.
         if num_to as usize != num_sources && num_to != num_from {
             return self.unknown();

@@ -42,9 +42,6 @@ pub(super) fn arithmetic(op: &str, kind: &str) -> Option<Pick> {
         }
         ("mul.wide", "u32") => pick!(|a: u32, b: u32| -> u64 { wide(a, b) }),
         ("mul.wide", "s32") => pick!(|a: i32, b: i32| -> i64 { signed_wide(a, b) }),
-        ("mul24.lo", "u32" | "s32") => {
-            pick!(|a: u32, b: u32| -> u32 { (a << 8 >> 8).wrapping_mul(b << 8 >> 8) })
-        }
         ("mad.lo", "u16" | "s16" | "u32" | "s32") => {
             pick!(|a: u32, b: u32, c: u32| -> u32 { a.wrapping_mul(b).wrapping_add(c) })
         }
@@ -68,13 +65,11 @@ pub(super) fn arithmetic(op: &str, kind: &str) -> Option<Pick> {
         ("mad.wide", "s32") => {
             pick!(|a: i32, b: i32, c: i64| -> i64 { signed_wide(a, b).wrapping_add(c) })
         }
-        ("mad24.lo", "u32" | "s32") => {
-            pick!(|a: u32, b: u32, c: u32| -> u32 {
-                (a << 8 >> 8).wrapping_mul(b << 8 >> 8).wrapping_add(c)
-            })
-        }
         _ => {
-            return extremes(op, kind).or_else(|| division(op, kind)).or_else(|| carried(op, kind));
+            return extremes(op, kind)
+                .or_else(|| division(op, kind))
+                .or_else(|| carried(op, kind))
+                .or_else(|| narrow(op, kind));
         }
     })
 }
@@ -132,6 +127,26 @@ fn extremes(op: &str, kind: &str) -> Option<Pick> {
         ("dp2a.hi.u32", "u32") => {
             pick!(|a: u32, b: u32, c: u32| -> u32 { dot2(a, b >> 16, c, false) })
         }
+        _ => return None,
+    })
+}
+
+/// Multiplication of 24 bits.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
+fn narrow(op: &str, kind: &str) -> Option<Pick> {
+    Some(match (op, kind) {
+        ("mul24.lo", "u32") => {
+            pick!(|a: u32, b: u32| -> u32 { (a << 8 >> 8).wrapping_mul(b << 8 >> 8) })
+        }
+        ("mul24.lo", "s32") => {
+            pick!(|a: i32, b: i32| -> i32 { (a << 8 >> 8).wrapping_mul(b << 8 >> 8) })
+        }
+        ("mad24.lo", "u32") => pick!(|a: u32, b: u32, c: u32| -> u32 {
+            (a << 8 >> 8).wrapping_mul(b << 8 >> 8).wrapping_add(c)
+        }),
+        ("mad24.lo", "s32") => pick!(|a: i32, b: i32, c: i32| -> i32 {
+            (a << 8 >> 8).wrapping_mul(b << 8 >> 8).wrapping_add(c)
+        }),
         _ => return None,
     })
 }

@@ -1,5 +1,6 @@
 //! Loads, stores, atomics and asynchronous copies.
 
+use super::value::items;
 use super::{Decoder, Name, Result};
 use crate::decode::args::Arg;
 use crate::exec::program::{
@@ -69,7 +70,7 @@ impl Decoder<'_> {
         };
         let bytes = scalar.bytes();
         let address = self.address(self.arg(address)?, window(name))?;
-        let items = self.items(self.arg(data)?);
+        let items = items(self.arg(data)?);
         let elements: Result<Vec<_>> =
             items.into_iter().map(|item| self.element(item, bytes)).collect();
         let elements = elements?;
@@ -92,10 +93,12 @@ impl Decoder<'_> {
     pub(super) fn atomic(&mut self, name: &Name<'_>) -> Result<()> {
         let is_atom = name.base == "atom";
         let op = name.parts.iter().find_map(|part| atomic_op(part));
-        let (Some(op), Some(kind)) = (op, atomic_type(name.kind())) else {
+        // Vector forms are written with the type before the operation, too.
+        let kind = name.parts.iter().rev().find_map(|part| atomic_type(part));
+        let (Some(op), Some(kind)) = (op, kind) else {
             return self.unknown();
         };
-        if name.has("async") || (name.kind() == "b128") {
+        if name.has("async") || name.has("b128") {
             return self.unknown();
         }
         let code = match kind {
@@ -104,8 +107,8 @@ impl Decoder<'_> {
         };
         let first = usize::from(is_atom);
         let address = self.address(self.arg(first)?, window(name))?;
-        let sources = self.items(self.arg(first + 1)?);
-        let targets = if is_atom { self.items(self.arg(0)?) } else { vec![] };
+        let sources = items(self.arg(first + 1)?);
+        let targets = if is_atom { items(self.arg(0)?) } else { vec![] };
         let mut elements = vec![];
         for (index, source) in sources.into_iter().enumerate() {
             let d = match targets.get(index) {

@@ -52,8 +52,8 @@ impl Decoder<'_> {
         };
         let is_known = name.has("row") && name.has("col") && d_type == c_type && !name.has("and");
         let expected = match (a_type, b_type, k, d_type) {
-            (Factor::F16, Factor::F16, 8 | 16, "f32" | "f16") => k / 4,
-            (Factor::Bf16, Factor::Bf16, 8 | 16, "f32") => k / 4,
+            (Factor::F16, Factor::F16, 8 | 16, "f32" | "f16")
+            | (Factor::Bf16, Factor::Bf16, 8 | 16, "f32") => k / 4,
             (Factor::Tf32, Factor::Tf32, 4 | 8, "f32") => k / 2,
             (Factor::S8 | Factor::U8, Factor::S8 | Factor::U8, 16 | 32, "s32") => k / 8,
             _ => return self.unknown(),

@@ -178,17 +178,9 @@ impl Decoder<'_> {
         }
     }
 
-    /// The parts of a vector, or the operand alone.
-    pub(super) fn items<'b>(&self, arg: &'b Arg) -> Vec<&'b Arg> {
-        match arg {
-            Arg::Vector(items) => items.iter().collect(),
-            other => vec![other],
-        }
-    }
-
     /// Rows of 32 bits of a vector's parts.
     pub(super) fn words(&mut self, arg: &Arg, writes: bool) -> Result<Vec<u32>> {
-        let items = self.items(arg);
+        let items = items(arg);
         items
             .into_iter()
             .map(|item| {
@@ -220,6 +212,14 @@ impl Decoder<'_> {
             Base::Absolute => (self.double_constant(0), true, window, *offset),
         };
         Ok(Address { window, row, is_wide, offset })
+    }
+}
+
+/// The parts of a vector, or the operand alone.
+pub(super) fn items(arg: &Arg) -> Vec<&Arg> {
+    match arg {
+        Arg::Vector(items) => items.iter().collect(),
+        other => vec![other],
     }
 }
 

@@ -54,7 +54,7 @@ impl Decoder<'_> {
             a: NONE,
             is_negated: false,
             is_wide,
-            members: self.source(self.arg(self.num_args() - 1)?, Code::Word)?,
+            members: self.source(self.arg(self.num_args().saturating_sub(1))?, Code::Word)?,
         };
         match what {
             Collective::Sync => {}
