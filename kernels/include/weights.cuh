@@ -207,7 +207,8 @@ struct Q4KWeights {
 
         PlaneCursor<QUANT_BYTES, TILES, THREADS> quants;
         PlaneCursor<SUB_SCALE_BYTES, TILES, THREADS> sub_scales;
-        size_t super_at;  // bytes, of this thread's chunk for super-block 0
+        size_t super_at;          // bytes, of this thread's chunk for super-block 0
+        uint32_t segment_blocks;  // sub-blocks of one segment
 
         __device__ __forceinline__ Cursor(const LinearParams &p, uint32_t steps, uint32_t first_tile)
             : quants(p, p.weight, steps, first_tile, threadIdx.x),
@@ -216,6 +217,7 @@ struct Q4KWeights {
             const uint32_t i = threadIdx.x - FIRST_THREAD;
             super_at =
                 static_cast<size_t>(first_tile + i / CHUNKS) * supers * SUPER_BYTES + i % CHUNKS * 16;
+            segment_blocks = p.columns / p.segments / 32;
         }
 
         __device__ __forceinline__ void load(char *to, const LinearParams &p,
@@ -224,10 +226,9 @@ struct Q4KWeights {
             sub_scales.load(to + 2 * QUANT_BYTES, PAIR_BYTES, p.sub_scales, threadIdx.x, at);
             if (threadIdx.x < FIRST_THREAD) return;
             const uint32_t i = threadIdx.x - FIRST_THREAD, tile = i / CHUNKS;
-            const uint32_t blocks = p.columns / p.segments / 32;
-            const uint32_t segment = p.first_sub_block + at.segment * blocks;
+            const uint32_t segment = p.first_sub_block + at.segment * segment_blocks;
             const uint32_t first = segment + 2 * at.step;
-            const uint32_t last = min(first + 3, segment + blocks - 1);
+            const uint32_t last = min(first + 3, segment + segment_blocks - 1);
             const uint32_t which = i % CHUNKS / (SUPER_BYTES / 16);
             const bool is_there = tile < quants.tiles_left && first / 8 + which <= last / 8;
             const char *plane = static_cast<const char *>(p.scales);
