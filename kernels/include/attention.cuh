@@ -31,6 +31,16 @@ __host__ __device__ __forceinline__ uint32_t row_offset(uint32_t row, uint32_t e
     return row * Shape::ROW_BYTES + even / 8 * 128 + ((odd ^ row % 8) ^ even % 8) * 16;
 }
 
+// The same for row first + i * STEP, where first < STEP and STEP is a power of two: rows differ by
+// constants only.
+template <typename Shape, uint32_t STEP>
+__host__ __device__ __forceinline__ uint32_t chunk_offset(uint32_t first, uint32_t i,
+                                                          uint32_t chunk) {
+    const uint32_t rotated = (chunk ^ first % 8) & 7;
+    return first * Shape::ROW_BYTES + chunk / 8 * 128 + i * STEP * Shape::ROW_BYTES +
+           (rotated ^ i * STEP % 8) * 16;
+}
+
 template <typename Shape>
 struct Attention {
     const AttentionParams &p;
@@ -105,25 +115,39 @@ struct Attention {
     // one chunk of every THREADS / CHUNKS-th token.
     __device__ __forceinline__ void load_tile(char *to, uint32_t start,
                                               const uint32_t (&blocks)[Shape::TILE_BLOCKS]) const {
+        const bool is_seen = seen.first <= start && start + Shape::TILE - 1 <= seen.last;
+        if (is_seen && p.head_dim == Shape::WIDTH) {
+            load_whole_tile<true>(to, start, blocks);
+        } else {
+            load_whole_tile<false>(to, start, blocks);
+        }
+    }
+
+    // IS_EXACT: everybody's head is WIDTH wide and every position is seen by someone, so that nothing
+    // is asked and all distances are constants.
+    template <bool IS_EXACT>
+    __device__ __forceinline__ void load_whole_tile(
+        char *to, uint32_t start, const uint32_t (&blocks)[Shape::TILE_BLOCKS]) const {
         static_assert(Shape::THREADS % Shape::CHUNKS == 0, "a thread keeps its chunk");
-        constexpr int STEP = Shape::THREADS / Shape::CHUNKS;
-        const Bf16 *cache = static_cast<const Bf16 *>(p.cache);
+        constexpr uint32_t STEP = Shape::THREADS / Shape::CHUNKS;
+        const uint32_t width = IS_EXACT ? Shape::WIDTH : p.head_dim;
         const uint32_t chunk = threadIdx.x % Shape::CHUNKS, first = threadIdx.x / Shape::CHUNKS;
-        const bool is_inside = chunk * 8 < p.head_dim;
-        const uint32_t to_values = BLOCK_TOKENS * p.head_dim;
+        const bool is_inside = IS_EXACT || chunk * 8 < width;
+        const Bf16 *cache = static_cast<const Bf16 *>(p.cache);
 #pragma unroll
         for (int b = 0; b < Shape::TILE_BLOCKS; b++) {
-            const Bf16 *page =
-                cache + cache_offset(blocks[b], first, kv_head, p.num_kv_heads, p.head_dim) +
-                (is_inside ? chunk * 8 : 0);
-#pragma unroll 2
+            const Bf16 *page = cache + cache_offset(blocks[b], first, kv_head, p.num_kv_heads, width) +
+                               (is_inside ? chunk * 8 : 0);
+            char *block = to + b * BLOCK_TOKENS * Shape::ROW_BYTES;
+#pragma unroll
             for (uint32_t i = 0; i < BLOCK_TOKENS / STEP; i++) {
-                const uint32_t token = b * BLOCK_TOKENS + first + i * STEP;
-                const bool is_there = is_inside && seen.has(start + token);
-                char *key = to + row_offset<Shape>(token, chunk & ~1u, chunk & 1);
-                copy_async_16(key, page, is_there);
-                copy_async_16(key + Shape::KEY_BYTES, page + to_values, is_there);
-                page += STEP * p.head_dim;
+                const uint32_t token = first + i * STEP;
+                const bool is_there =
+                    IS_EXACT || (is_inside && seen.has(start + b * BLOCK_TOKENS + token));
+                char *key = block + chunk_offset<Shape, STEP>(first, i, chunk);
+                const Bf16 *from = page + i * STEP * width;
+                copy_async_16(key, from, is_there);
+                copy_async_16(key + Shape::KEY_BYTES, from + BLOCK_TOKENS * width, is_there);
             }
         }
     }

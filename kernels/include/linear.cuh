@@ -41,74 +41,83 @@ __host__ __device__ __forceinline__ uint32_t input_offset(uint32_t row, uint32_t
     return row * 128 + (chunk ^ (row % 2 * 4)) * 16;
 }
 
+// Brings weights and input into shared memory, pair of steps by pair of steps.
 template <typename Weights, typename Tile>
-struct Linear {
+struct LinearLoader {
     static constexpr int WEIGHT_BYTES = Tile::TILES * Weights::PAIR_BYTES;
     static constexpr int STAGE_BYTES = WEIGHT_BYTES + 2 * Tile::INPUT_BYTES;
+    // Rows from one of a thread's chunks of input to the next, and how many it has of each chain.
+    static constexpr int ROW_STEP = Tile::THREADS / 8 < Tile::ROWS ? Tile::THREADS / 8 : Tile::ROWS;
+    static constexpr int CHAINS_AT_ONCE = Tile::THREADS / 8 / ROW_STEP;
 
     const LinearParams &p;
     uint32_t num_rows;
     uint32_t first_row;
-    uint32_t first_tile;
     uint32_t segment_columns;
-    uint32_t pairs;  // of steps, in one segment
     bool is_aligned;
-    PairPlace place;  // of the pair that is loaded next
+    PairPlace place;
+    typename Weights::template Cursor<Tile::TILES, Tile::THREADS> weights;
+    const Bf16 *input;  // this thread's first chunk
 
-    __device__ __forceinline__ Linear(const LinearParams &params, uint32_t rows)
+    __device__ __forceinline__ LinearLoader(const LinearParams &params, uint32_t rows,
+                                            uint32_t columns_of_segment)
         : p(params), num_rows(rows), first_row(blockIdx.x * Tile::ROWS),
-          first_tile(blockIdx.y * Tile::TILES) {
-        segment_columns = p.columns / p.segments;
-        place.num_tiles = (p.outputs + TILE_OUTPUTS - 1) / TILE_OUTPUTS;
-        place.steps = (segment_columns + STEP_COLUMNS - 1) / STEP_COLUMNS;
-        place.segment_blocks = segment_columns / 32;
-        place.segment = 0;
-        place.step = 0;
-        pairs = (place.steps + 1) / 2;
-        is_aligned = (p.columns | segment_columns) % 8 == 0 &&
-                     reinterpret_cast<uintptr_t>(p.input) % 16 == 0;
+          segment_columns(columns_of_segment),
+          is_aligned((params.columns | columns_of_segment) % 8 == 0 &&
+                     reinterpret_cast<uintptr_t>(params.input) % 16 == 0),
+          place{(columns_of_segment + STEP_COLUMNS - 1) / STEP_COLUMNS, 0, 0},
+          weights(params, place.steps, blockIdx.y * Tile::TILES),
+          input(static_cast<const Bf16 *>(params.input) +
+                static_cast<size_t>(first_row + row_of_thread()) * params.columns +
+                chain_of_thread() * STEP_COLUMNS + threadIdx.x % 8 * 8) {}
+
+    static __device__ __forceinline__ uint32_t row_of_thread() {
+        return threadIdx.x / 8 % ROW_STEP;
+    }
+    static __device__ __forceinline__ uint32_t chain_of_thread() {
+        return threadIdx.x / (8 * ROW_STEP);
     }
 
-    // Starts copying a pair of steps of weights and input.
-    __device__ __forceinline__ void load(char *stage) const {
-        constexpr int CHUNKS = Tile::TILES * Weights::CHUNKS;
-#pragma unroll
-        for (int base = 0; base < CHUNKS; base += Tile::THREADS) {
-            const uint32_t i = base + threadIdx.x;
-            if (CHUNKS % Tile::THREADS == 0 || i < CHUNKS) {
-                const uint32_t tile = i / Weights::CHUNKS;
-                Weights::copy(stage + tile * Weights::PAIR_BYTES, i % Weights::CHUNKS, p, place,
-                              first_tile + tile);
-            }
-        }
-        char *input = stage + WEIGHT_BYTES;
+    // Starts copying the next pair.
+    __device__ __forceinline__ void load(char *stage) {
+        weights.load(stage, p, place);
         if (is_aligned) {
-            load_input(input);
+            load_input(stage + WEIGHT_BYTES);
         } else {
-            load_input_unaligned(input);
+            load_input_unaligned(stage + WEIGHT_BYTES);
+        }
+        weights.advance(place);
+        place.step += 2;
+        input += 2 * STEP_COLUMNS;
+        if (place.step >= place.steps) {
+            // Back over what is padding.
+            input += static_cast<int>(segment_columns) - static_cast<int>(place.step * STEP_COLUMNS);
+            place.step = 0;
+            place.segment++;
         }
     }
 
     // [chain][row][64 columns], zeros beyond the segment and the rows.
     __device__ __forceinline__ void load_input(char *to) const {
-        const Bf16 *input = static_cast<const Bf16 *>(p.input);
 #pragma unroll
-        for (int base = 0; base < 2 * Tile::ROWS * 8; base += Tile::THREADS) {
-            const uint32_t i = base + threadIdx.x;
-            const uint32_t chain = i / (Tile::ROWS * 8);
-            const uint32_t row = i / 8 % Tile::ROWS;
-            const uint32_t column = (place.step + chain) * STEP_COLUMNS + i % 8 * 8;
-            const bool is_there = first_row + row < num_rows && column < segment_columns;
-            const size_t at = static_cast<size_t>(first_row + row) * p.columns +
-                              place.segment * segment_columns + column;
-            copy_async_16(to + chain * Tile::INPUT_BYTES + input_offset(row, i % 8),
-                          input + (is_there ? at : 0), is_there);
+        for (int base = 0; base < 2; base += CHAINS_AT_ONCE) {
+            const uint32_t chain = base + chain_of_thread();
+            const uint32_t column = (place.step + chain) * STEP_COLUMNS + threadIdx.x % 8 * 8;
+#pragma unroll
+            for (int on = 0; on < Tile::ROWS; on += ROW_STEP) {
+                const uint32_t row = row_of_thread() + on;
+                const bool is_there = first_row + row < num_rows && column < segment_columns;
+                const Bf16 *from =
+                    input + base * STEP_COLUMNS + static_cast<size_t>(on) * p.columns;
+                copy_async_16(to + chain * Tile::INPUT_BYTES + input_offset(row, threadIdx.x % 8),
+                              is_there ? from : static_cast<const Bf16 *>(p.input), is_there);
+            }
         }
     }
 
     // The same value by value: rows or segments do not start at multiples of 16 bytes.
     __device__ __forceinline__ void load_input_unaligned(char *to) const {
-        const uint16_t *input = static_cast<const uint16_t *>(p.input);
+        const uint16_t *values = static_cast<const uint16_t *>(p.input);
 #pragma unroll 1
         for (uint32_t i = threadIdx.x; i < 2 * Tile::ROWS * 64; i += Tile::THREADS) {
             const uint32_t chain = i / (Tile::ROWS * 64);
@@ -116,8 +125,8 @@ struct Linear {
             const uint32_t column = (place.step + chain) * STEP_COLUMNS + i % 64;
             uint16_t value = 0;
             if (first_row + row < num_rows && column < segment_columns) {
-                value = input[static_cast<size_t>(first_row + row) * p.columns +
-                              place.segment * segment_columns + column];
+                value = values[static_cast<size_t>(first_row + row) * p.columns +
+                               place.segment * segment_columns + column];
             }
             char *chunk = to + chain * Tile::INPUT_BYTES + input_offset(row, i % 64 / 8);
             reinterpret_cast<uint16_t *>(chunk)[i % 8] = value;
@@ -231,13 +240,14 @@ __device__ __forceinline__ void store(const float (&sums)[Tile::WARP_M][Tile::WA
 
 template <typename Weights, typename Tile>
 __device__ __forceinline__ void linear(const LinearParams &p) {
-    using Work = Linear<Weights, Tile>;
+    using Loader = LinearLoader<Weights, Tile>;
     extern __shared__ uint4 dynamic_shared[];
     char *shared = reinterpret_cast<char *>(dynamic_shared);
     const uint32_t num_rows = *p.num_rows;
     if (blockIdx.x * Tile::ROWS >= num_rows) return;
-    Work work(p, num_rows);
-    float *other = reinterpret_cast<float *>(shared + Tile::STAGES * Work::STAGE_BYTES);
+    const uint32_t segment_columns = p.columns / p.segments;
+    Loader loader(p, num_rows, segment_columns);
+    float *other = reinterpret_cast<float *>(shared + Tile::STAGES * Loader::STAGE_BYTES);
     float *pending = other + Tile::SUMS * Tile::HALF;
 
     const uint32_t lane = threadIdx.x % 32;
@@ -245,21 +255,17 @@ __device__ __forceinline__ void linear(const LinearParams &p) {
     const uint32_t group = threadIdx.x % Tile::HALF / 32;
     const uint32_t group_m = group % Tile::GROUPS_M, group_n = group / Tile::GROUPS_M;
     const uint32_t weight_at = group_m * Tile::WARP_M * Weights::PAIR_BYTES;
-    const uint32_t input_at = Work::WEIGHT_BYTES + chain * Tile::INPUT_BYTES +
+    const uint32_t input_at = Loader::WEIGHT_BYTES + chain * Tile::INPUT_BYTES +
                               group_n * Tile::WARP_N * 8 * 128;
 
-    const uint32_t total = work.pairs * p.segments;
+    const uint32_t pairs = (loader.place.steps + 1) / 2;
+    const uint32_t total = pairs * p.segments;
     uint32_t loaded = 0, load_slot = 0;
     const auto load_next = [&] {
         if (loaded < total) {
-            work.load(shared + load_slot * Work::STAGE_BYTES);
+            loader.load(shared + load_slot * Loader::STAGE_BYTES);
             loaded++;
             load_slot = load_slot + 1 == Tile::STAGES ? 0 : load_slot + 1;
-            work.place.step += 2;
-            if (work.place.step >= work.place.steps) {
-                work.place.step = 0;
-                work.place.segment++;
-            }
         }
         // Empty groups keep the count of groups that the waits rely on.
         copy_async_commit();
@@ -273,13 +279,13 @@ __device__ __forceinline__ void linear(const LinearParams &p) {
         // The stage has come for all threads, and all are done with the one that is loaded next.
         __syncthreads();
         load_next();
-        const char *stage = shared + slot * Work::STAGE_BYTES;
+        const char *stage = shared + slot * Loader::STAGE_BYTES;
         const uint32_t first_block =
-            p.first_sub_block + segment * work.place.segment_blocks + 4 * pair;
+            p.first_sub_block + segment * (segment_columns / 32) + 4 * pair;
         multiply<Weights, Tile>(sums, stage + weight_at, stage + input_at, chain, lane, first_block);
         slot = slot + 1 == Tile::STAGES ? 0 : slot + 1;
         pair++;
-        if (pair == work.pairs) {
+        if (pair == pairs) {
             join_chains<Tile>(sums, other);
             if (chain == 0) join_segments<Tile>(sums[0], pending, segment, p.segments);
             pair = 0;
@@ -291,8 +297,9 @@ __device__ __forceinline__ void linear(const LinearParams &p) {
         }
     }
     if (chain == 0) {
-        store<Tile>(sums[0], p, (work.first_tile + group_m * Tile::WARP_M) * TILE_OUTPUTS,
-                    work.first_row + group_n * Tile::WARP_N * 8, num_rows);
+        const uint32_t first_tile = blockIdx.y * Tile::TILES + group_m * Tile::WARP_M;
+        store<Tile>(sums[0], p, first_tile * TILE_OUTPUTS,
+                    loader.first_row + group_n * Tile::WARP_N * 8, num_rows);
     }
 }
 

@@ -11,35 +11,61 @@
 
 namespace oarlock {
 
-// A pair of steps of one segment, in terms of the packed planes.
+// The pair of steps that is loaded next.
 struct PairPlace {
-    uint32_t num_tiles;       // of 16 outputs
-    uint32_t steps;           // of one segment
+    uint32_t steps;    // of one segment
     uint32_t segment;
-    uint32_t step;            // the pair's first; the second may be one too many
-    uint32_t segment_blocks;  // sub-blocks of 32 columns of one segment
+    uint32_t step;     // the pair's first; the second may be one too many
 };
 
-// Index of a tile's step in planes that have one record for each; the pair's second is the next.
-__device__ __forceinline__ size_t record(const LinearParams &p, const PairPlace &at, uint32_t tile) {
-    return (static_cast<size_t>(tile) * p.segments + at.segment) * at.steps + at.step;
-}
+// Walks a plane that has RECORD bytes for each [tile][segment][step], a pair of steps at a time. The
+// block's THREADS threads copy TILES tiles; a thread's chunks keep their places in the pair, so that
+// all it has is one address.
+template <uint32_t RECORD, uint32_t TILES, uint32_t THREADS>
+struct PlaneCursor {
+    static constexpr uint32_t CHUNKS = 2 * RECORD / 16;  // of a tile's pair
+    static constexpr uint32_t PASSES = (TILES * CHUNKS + THREADS - 1) / THREADS;
+    static_assert(PASSES == 1 || THREADS % CHUNKS == 0 || CHUNKS % THREADS == 0,
+                  "a thread's chunks differ by constants");
 
-// Copies 16 bytes of `plane` if they are there, zeros if not.
-__device__ __forceinline__ void copy_chunk(char *to, const void *plane, size_t offset,
-                                           bool is_there) {
-    copy_async_16(to, static_cast<const char *>(plane) + (is_there ? offset : 0), is_there);
-}
+    const char *from;     // this thread's first chunk
+    size_t tile_bytes;    // from one tile to the next
+    uint32_t tiles_left;  // that exist, from the block's first on
 
-// Copies a chunk of two consecutive records of RECORD bytes.
-template <uint32_t RECORD>
-__device__ __forceinline__ void copy_of_pair(char *to, const void *plane, uint32_t chunk,
-                                             const LinearParams &p, const PairPlace &at,
-                                             uint32_t tile) {
-    const bool is_there =
-        tile < at.num_tiles && at.step + chunk / (RECORD / 16) < at.steps;
-    copy_chunk(to, plane, record(p, at, tile) * RECORD + 16 * chunk, is_there);
-}
+    // `thread`: this thread's number among those that copy; may be too large to have work.
+    __device__ __forceinline__ PlaneCursor(const LinearParams &p, const void *plane, uint32_t steps,
+                                           uint32_t first_tile, uint32_t thread) {
+        const uint32_t tiles = (p.outputs + TILE_OUTPUTS - 1) / TILE_OUTPUTS;
+        tile_bytes = static_cast<size_t>(p.segments) * steps * RECORD;
+        tiles_left = tiles > first_tile ? tiles - first_tile : 0;
+        from = static_cast<const char *>(plane) + (first_tile + thread / CHUNKS) * tile_bytes +
+               thread % CHUNKS * 16;
+    }
+
+    // Starts copying; a tile's records lie at `to` + tile * stride.
+    __device__ __forceinline__ void load(char *to, uint32_t stride, const void *plane,
+                                         uint32_t thread, const PairPlace &at) const {
+#pragma unroll
+        for (uint32_t pass = 0; pass < PASSES; pass++) {
+            const uint32_t i = thread + pass * THREADS;
+            if (TILES * CHUNKS % THREADS != 0 && i >= TILES * CHUNKS) break;
+            // Tile and chunk of this pass from those of the first, by constants.
+            const uint32_t tiles_on = pass * THREADS / CHUNKS;
+            const uint32_t chunk = thread % CHUNKS + pass * THREADS % CHUNKS;
+            const uint32_t tile = thread / CHUNKS + tiles_on;
+            const bool is_there = tile < tiles_left && at.step + chunk / (RECORD / 16) < at.steps;
+            const char *source = from + tiles_on * tile_bytes + pass * THREADS % CHUNKS * 16;
+            copy_async_16(to + tile * stride + chunk * 16,
+                          is_there ? source : static_cast<const char *>(plane), is_there);
+        }
+    }
+
+    // To the next pair; after a segment's last one, which may be half a pair, to the next segment.
+    __device__ __forceinline__ void advance(const PairPlace &at) {
+        from += 2 * RECORD;
+        if (at.step + 1 == at.steps) from -= RECORD;
+    }
+};
 
 // Byte `i` of `bytes` as a float in [2^23, 2^23 + 255].
 __device__ __forceinline__ float magic_byte(uint32_t bytes, uint32_t i) {
@@ -51,15 +77,23 @@ constexpr float MAGIC = 8388608.0f;  // 2^23
 struct Bf16Weights {
     static constexpr int STEP_BYTES = 2048;
     static constexpr int PAIR_BYTES = 2 * STEP_BYTES;
-    static constexpr int CHUNKS = PAIR_BYTES / 16;
 
     struct Scales {};
 
-    // Chunk `chunk` of a tile's pair, which starts at `to`; the loop over chunks is the caller's.
-    static __device__ __forceinline__ void copy(char *to, uint32_t chunk, const LinearParams &p,
-                                                const PairPlace &at, uint32_t tile) {
-        copy_of_pair<STEP_BYTES>(to + 16 * chunk, p.weight, chunk, p, at, tile);
-    }
+    template <uint32_t TILES, uint32_t THREADS>
+    struct Cursor {
+        PlaneCursor<STEP_BYTES, TILES, THREADS> weights;
+
+        __device__ __forceinline__ Cursor(const LinearParams &p, uint32_t steps, uint32_t first_tile)
+            : weights(p, p.weight, steps, first_tile, threadIdx.x) {}
+
+        __device__ __forceinline__ void load(char *to, const LinearParams &p,
+                                             const PairPlace &at) const {
+            weights.load(to, PAIR_BYTES, p.weight, threadIdx.x, at);
+        }
+
+        __device__ __forceinline__ void advance(const PairPlace &at) { weights.advance(at); }
+    };
 
     // Scales of the chain's step; `first_block`: the pair's first sub-block, counted from the start
     // of the super-block that has the view's first column.
@@ -85,22 +119,32 @@ struct Q80Weights {
     static constexpr int QUANT_BYTES = 1024;  // of a step
     static constexpr int SCALE_BYTES = 64;
     static constexpr int PAIR_BYTES = 2 * (QUANT_BYTES + SCALE_BYTES);
-    static constexpr int CHUNKS = PAIR_BYTES / 16;
 
     // d of [output r or r + 8][half].
     struct Scales {
         float d[2][2];
     };
 
-    static __device__ __forceinline__ void copy(char *to, uint32_t chunk, const LinearParams &p,
-                                                const PairPlace &at, uint32_t tile) {
-        constexpr uint32_t FIRST_SCALE = 2 * QUANT_BYTES / 16;
-        if (chunk < FIRST_SCALE) {
-            copy_of_pair<QUANT_BYTES>(to + 16 * chunk, p.weight, chunk, p, at, tile);
-        } else {
-            copy_of_pair<SCALE_BYTES>(to + 16 * chunk, p.scales, chunk - FIRST_SCALE, p, at, tile);
+    template <uint32_t TILES, uint32_t THREADS>
+    struct Cursor {
+        PlaneCursor<QUANT_BYTES, TILES, THREADS> quants;
+        PlaneCursor<SCALE_BYTES, TILES, THREADS> scales;
+
+        __device__ __forceinline__ Cursor(const LinearParams &p, uint32_t steps, uint32_t first_tile)
+            : quants(p, p.weight, steps, first_tile, threadIdx.x),
+              scales(p, p.scales, steps, first_tile, threadIdx.x) {}
+
+        __device__ __forceinline__ void load(char *to, const LinearParams &p,
+                                             const PairPlace &at) const {
+            quants.load(to, PAIR_BYTES, p.weight, threadIdx.x, at);
+            scales.load(to + 2 * QUANT_BYTES, PAIR_BYTES, p.scales, threadIdx.x, at);
         }
-    }
+
+        __device__ __forceinline__ void advance(const PairPlace &at) {
+            quants.advance(at);
+            scales.advance(at);
+        }
+    };
 
     static __device__ __forceinline__ Scales scales(const char *pair, uint32_t chain, uint32_t lane,
                                                     uint32_t) {
@@ -148,7 +192,6 @@ struct Q4KWeights {
     // A pair's four sub-blocks lie in one super-block or in two.
     static constexpr int USED_BYTES = 2 * (QUANT_BYTES + SUB_SCALE_BYTES + SUPER_BYTES);
     static constexpr int PAIR_BYTES = (USED_BYTES + 127) / 128 * 128;
-    static constexpr int CHUNKS = USED_BYTES / 16;
 
     // [output r or r + 8][half]
     struct Scales {
@@ -156,28 +199,49 @@ struct Q4KWeights {
         float minimum[2][2];
     };
 
-    static __device__ __forceinline__ void copy(char *to, uint32_t chunk, const LinearParams &p,
-                                                const PairPlace &at, uint32_t tile) {
-        constexpr uint32_t FIRST_SUB = 2 * QUANT_BYTES / 16;
-        constexpr uint32_t FIRST_SUPER = FIRST_SUB + 2 * SUB_SCALE_BYTES / 16;
-        char *slot = to + 16 * chunk;
-        if (chunk < FIRST_SUB) {
-            copy_of_pair<QUANT_BYTES>(slot, p.weight, chunk, p, at, tile);
-        } else if (chunk < FIRST_SUPER) {
-            copy_of_pair<SUB_SCALE_BYTES>(slot, p.sub_scales, chunk - FIRST_SUB, p, at, tile);
-        } else {
-            const uint32_t which = (chunk - FIRST_SUPER) / (SUPER_BYTES / 16);
-            const uint32_t segment = p.first_sub_block + at.segment * at.segment_blocks;
-            const uint32_t first = segment + 2 * at.step;
-            const uint32_t last = min(first + 3, segment + at.segment_blocks - 1);
+    template <uint32_t TILES, uint32_t THREADS>
+    struct Cursor {
+        static constexpr uint32_t CHUNKS = 2 * SUPER_BYTES / 16;  // of super-blocks, of one tile
+        // Sub-scales and super-blocks are copied by different warps.
+        static constexpr uint32_t FIRST_THREAD = THREADS - TILES * CHUNKS;
+
+        PlaneCursor<QUANT_BYTES, TILES, THREADS> quants;
+        PlaneCursor<SUB_SCALE_BYTES, TILES, THREADS> sub_scales;
+        size_t super_at;          // bytes, of this thread's chunk for super-block 0
+        uint32_t segment_blocks;  // sub-blocks of one segment
+
+        __device__ __forceinline__ Cursor(const LinearParams &p, uint32_t steps, uint32_t first_tile)
+            : quants(p, p.weight, steps, first_tile, threadIdx.x),
+              sub_scales(p, p.sub_scales, steps, first_tile, threadIdx.x) {
             const uint32_t supers = (p.first_sub_block + p.columns / 32 + 7) / 8;
-            const size_t index = static_cast<size_t>(tile) * supers + first / 8 + which;
-            const bool is_there = tile < at.num_tiles && first / 8 + which <= last / 8;
-            copy_chunk(slot, p.scales,
-                       index * SUPER_BYTES + (chunk - FIRST_SUPER) % (SUPER_BYTES / 16) * 16,
-                       is_there);
+            const uint32_t i = threadIdx.x - FIRST_THREAD;
+            super_at =
+                static_cast<size_t>(first_tile + i / CHUNKS) * supers * SUPER_BYTES + i % CHUNKS * 16;
+            segment_blocks = p.columns / p.segments / 32;
         }
-    }
+
+        __device__ __forceinline__ void load(char *to, const LinearParams &p,
+                                             const PairPlace &at) const {
+            quants.load(to, PAIR_BYTES, p.weight, threadIdx.x, at);
+            sub_scales.load(to + 2 * QUANT_BYTES, PAIR_BYTES, p.sub_scales, threadIdx.x, at);
+            if (threadIdx.x < FIRST_THREAD) return;
+            const uint32_t i = threadIdx.x - FIRST_THREAD, tile = i / CHUNKS;
+            const uint32_t segment = p.first_sub_block + at.segment * segment_blocks;
+            const uint32_t first = segment + 2 * at.step;
+            const uint32_t last = min(first + 3, segment + segment_blocks - 1);
+            const uint32_t which = i % CHUNKS / (SUPER_BYTES / 16);
+            const bool is_there = tile < quants.tiles_left && first / 8 + which <= last / 8;
+            const char *plane = static_cast<const char *>(p.scales);
+            copy_async_16(to + 2 * (QUANT_BYTES + SUB_SCALE_BYTES) + tile * PAIR_BYTES +
+                              i % CHUNKS * 16,
+                          is_there ? plane + super_at + first / 8 * SUPER_BYTES : plane, is_there);
+        }
+
+        __device__ __forceinline__ void advance(const PairPlace &at) {
+            quants.advance(at);
+            sub_scales.advance(at);
+        }
+    };
 
     static __device__ __forceinline__ float small_integer(uint32_t value) {
         return __uint_as_float(0x4b000000u | value) - MAGIC;

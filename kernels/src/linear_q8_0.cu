@@ -9,4 +9,4 @@ using namespace oarlock;
 
 ENTRY(linear_q8_0_bf16_n8, LinearN8, 4)
 ENTRY(linear_q8_0_bf16_n32, LinearN32, 4)
-ENTRY(linear_q8_0_bf16_n64, LinearN64, 2)
+ENTRY(linear_q8_0_bf16_n64, LinearN64, 1)

@@ -54,9 +54,9 @@ pub struct LineCounters {
     pub warps: u64,
     /// Thread instructions.
     pub threads: u64,
-    /// Global memory (only if `count_memory`).
+    /// Global memory.
     pub global: Traffic,
-    /// Shared memory (only if `count_memory`).
+    /// Shared memory.
     pub banks: Banks,
 }
 
@@ -97,7 +97,7 @@ pub struct Counters {
     pub dram_write_bytes: u64,
     /// Shared memory (only if `count_memory`).
     pub banks: Banks,
-    /// The same per PTX line, for lines that were executed.
+    /// The same per PTX line, for lines that were executed (only if `count_memory`).
     pub lines: BTreeMap<u32, LineCounters>,
 }
 

@@ -41,7 +41,7 @@ pub struct Options {
     /// Report reads of shared bytes that nobody wrote. Pipelines that load a fragment ahead of its use,
     /// as CUTLASS's do, read past their last stage, and never use what they read.
     pub check_uninitialized_shared: bool,
-    /// Count sectors, DRAM bytes and bank conflicts (slower).
+    /// Count sectors, DRAM bytes, bank conflicts, and everything per PTX line (slower).
     pub count_memory: bool,
     /// Size of the L2 model.
     pub l2_bytes: u64,

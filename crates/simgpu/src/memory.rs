@@ -2,12 +2,14 @@
 
 mod allocator;
 mod reservation;
+mod shadow;
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use allocator::Allocator;
 use reservation::Reservation;
+use shadow::Shadow;
 use thiserror::Error;
 
 /// Shadow bit of a byte that belongs to an allocation.
@@ -67,7 +69,7 @@ pub struct Memory {
     capacity: u64,
     base: u64,
     data: Reservation,
-    shadow: Reservation,
+    shadow: Shadow,
     allocator: Mutex<Allocator>,
 }
 
@@ -86,7 +88,7 @@ impl Memory {
             capacity,
             base: FIRST_ADDRESS + device * ADDRESSES_PER_DEVICE,
             data: Reservation::new(span as usize),
-            shadow: Reservation::new(span as usize),
+            shadow: Shadow::new(span),
             allocator: Mutex::new(Allocator::new(capacity, span)),
         }
     }
@@ -105,7 +107,7 @@ impl Memory {
     pub fn allocate(&self, len: u64) -> Result<u64, MemoryError> {
         let len = len.max(1);
         let offset = self.allocator().allocate(len)?;
-        self.set_shadow(offset, len, ALLOCATED);
+        self.shadow.allocate(offset, len);
         Ok(self.base + offset)
     }
 
@@ -116,9 +118,8 @@ impl Memory {
         let mut allocator = self.allocator();
         let len = allocator.free(offset).ok_or(not_allocated)?;
         // Under the lock: the next owner's shadow must not be overwritten.
-        self.set_shadow(offset, len, 0);
+        self.shadow.free(offset, len);
         self.data.discard(offset as usize, len as usize);
-        self.shadow.discard(offset as usize, len as usize);
         Ok(())
     }
 
@@ -133,7 +134,7 @@ impl Memory {
         let offset = self.check(address, bytes.len() as u64)?;
         // SAFETY: `check` found the range inside an allocation, hence inside the reservation.
         unsafe { self.data.at(offset as usize).copy_from(bytes.as_ptr(), bytes.len()) };
-        self.set_shadow(offset, bytes.len() as u64, INITIALIZED);
+        self.shadow.mark(offset, bytes.len() as u64, INITIALIZED);
         Ok(())
     }
 
@@ -149,6 +150,7 @@ impl Memory {
     /// The first byte of the range that was never written, if there is one.
     pub fn first_uninitialized(&self, address: u64, len: u64) -> Result<Option<u64>, MemoryError> {
         let offset = self.check(address, len)?;
+        self.shadow.touch(offset, len);
         let found = (0..len).find(|&i| self.shadow_byte(offset + i) != INITIALIZED);
         Ok(found.map(|i| address + i))
     }
@@ -167,7 +169,7 @@ impl Memory {
                 }
             }
         }
-        self.set_shadow(offset, len, INITIALIZED);
+        self.shadow.mark(offset, len, INITIALIZED);
         Ok(())
     }
 
@@ -184,11 +186,14 @@ impl Memory {
         from: u64,
         len: u64,
     ) -> Result<(), MemoryError> {
-        let source = other.check(from, len)? as usize;
-        let target = self.check(to, len)? as usize;
+        let source = other.check(from, len)?;
+        let target = self.check(to, len)?;
+        other.shadow.touch(source, len);
+        self.shadow.touch(target, len);
         // SAFETY: both ranges are inside allocations; `copy_from` allows them to overlap.
         unsafe {
-            self.data.at(target).copy_from(other.data.at(source), len as usize);
+            let data = other.data.at(source as usize);
+            self.data.at(target as usize).copy_from(data, len as usize);
             self.shadow.at(target).copy_from(other.shadow.at(source), len as usize);
         }
         Ok(())
@@ -209,14 +214,9 @@ impl Memory {
         self.allocator.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_shadow(&self, offset: u64, len: u64, value: u8) {
-        // SAFETY: callers pass ranges of allocations.
-        unsafe { self.shadow.at(offset as usize).write_bytes(value, len as usize) };
-    }
-
     fn shadow_byte(&self, offset: u64) -> u8 {
         // SAFETY: callers pass offsets inside allocations; an atomic byte has no alignment.
-        unsafe { AtomicU8::from_ptr(self.shadow.at(offset as usize)) }.load(Ordering::Relaxed)
+        unsafe { AtomicU8::from_ptr(self.shadow.at(offset)) }.load(Ordering::Relaxed)
     }
 
     /// Pointers to the data and the shadow of `len` bytes at `address`, when these lie inside the
@@ -228,6 +228,12 @@ impl Memory {
             return None;
         }
         // SAFETY: the offset was just found inside both reservations, which have the same length.
-        Some(unsafe { (self.data.at(offset as usize), self.shadow.at(offset as usize)) })
+        Some(unsafe { (self.data.at(offset as usize), self.shadow.at(offset)) })
+    }
+
+    /// Gives the shadow of bytes that lie inside the reservation its final form, if it was put off.
+    #[cold]
+    pub(crate) fn touch_shadow(&self, address: u64, len: u64) {
+        self.shadow.touch(address.wrapping_sub(self.base), len);
     }
 }

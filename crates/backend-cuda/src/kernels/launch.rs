@@ -166,18 +166,71 @@ const LINEAR_TILES: [LinearTile; 3] = [
     LinearTile { rows: 64, outputs: 64, threads: 256, stages: 3, suffix: 2 },
 ];
 
-/// More rows than this take the largest tile.
-const MAX_ROWS_OF_SMALL_TILES: u32 = 64;
+/// What the choice of a tile looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceShape {
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+    /// Shared memory that a block may be given (`MAX_SHARED_MEMORY_PER_BLOCK_OPTIN`).
+    pub max_shared_bytes: u32,
+}
 
-/// `linear_*`, in the tile that suits the number of rows.
+impl Default for DeviceShape {
+    /// An A100.
+    fn default() -> Self {
+        Self { multiprocessors: 108, max_shared_bytes: 163 << 10 }
+    }
+}
+
+impl DeviceShape {
+    /// Whether `attention_bf16_*_w4` fits; a plan for a device where it does not has no wide items.
+    #[must_use]
+    pub fn has_wide_attention(&self, head_dim: u32) -> bool {
+        attention_wide(1, 1, head_dim).shared_bytes <= self.max_shared_bytes
+    }
+}
+
+/// `linear_*` on an A100; see [`linear_on`].
 #[must_use]
 pub fn linear(format: LinearFormat, rows: u32, outputs: u32, segments: u32) -> Launch {
+    linear_on(DeviceShape::default(), format, rows, outputs, segments)
+}
+
+/// `linear_*`, in the tile that suits the number of rows and the device: the largest that fits and
+/// has a block for every multiprocessor. All tiles give the same bits.
+#[must_use]
+pub fn linear_on(
+    device: DeviceShape,
+    format: LinearFormat,
+    rows: u32,
+    outputs: u32,
+    segments: u32,
+) -> Launch {
+    if format == LinearFormat::F32 {
+        let grid = [rows.div_ceil(32), outputs.div_ceil(32), 1];
+        return Launch { entry: "linear_f32", grid, threads: 256, shared_bytes: 0 };
+    }
+    let [few, some, many] =
+        LINEAR_TILES.map(|tile| linear_tile(tile, format, rows, outputs, segments));
+    let is_filled = many.grid[0] * many.grid[1] >= device.multiprocessors;
+    match rows {
+        0..=8 => few,
+        _ if rows > 32 && is_filled && many.shared_bytes <= device.max_shared_bytes => many,
+        _ => some,
+    }
+}
+
+fn linear_tile(
+    tile: LinearTile,
+    format: LinearFormat,
+    rows: u32,
+    outputs: u32,
+    segments: u32,
+) -> Launch {
     let (entries, pair_bytes) = match format {
-        LinearFormat::F32 => {
-            let grid = [rows.div_ceil(32), outputs.div_ceil(32), 1];
-            return Launch { entry: "linear_f32", grid, threads: 256, shared_bytes: 0 };
+        LinearFormat::Bf16 | LinearFormat::F32 => {
+            (["linear_bf16_n8", "linear_bf16_n32", "linear_bf16_n64"], 2 * 2048)
         }
-        LinearFormat::Bf16 => (["linear_bf16_n8", "linear_bf16_n32", "linear_bf16_n64"], 2 * 2048),
         LinearFormat::Q8_0 => (
             ["linear_q8_0_bf16_n8", "linear_q8_0_bf16_n32", "linear_q8_0_bf16_n64"],
             2 * (1024 + 64),
@@ -186,11 +239,6 @@ pub fn linear(format: LinearFormat, rows: u32, outputs: u32, segments: u32) -> L
             ["linear_q4_k_bf16_n8", "linear_q4_k_bf16_n32", "linear_q4_k_bf16_n64"],
             (2 * (512 + 48 + 64_u32)).next_multiple_of(128),
         ),
-    };
-    let tile = match rows {
-        0..=8 => LINEAR_TILES[0],
-        9..=MAX_ROWS_OF_SMALL_TILES => LINEAR_TILES[1],
-        _ => LINEAR_TILES[2],
     };
     // Per stage: two steps (one of each chain) of every tile of outputs, and their activations.
     let stage = tile.outputs / TILE_OUTPUTS as u32 * pair_bytes + tile.rows * 256;
@@ -221,4 +269,33 @@ fn attention(work: WorkType, warps: u32, grid: [u32; 2], head_dim: u32) -> Launc
     let joined = warps * 16 * padded * 4;
     let entry = entries[usize::from(warps > 1)];
     Launch { entry, grid, threads: 32 * warps, shared_bytes: queries + stages + joined }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_suit_rows_and_devices() {
+        let entry = |device, rows, outputs, segments| {
+            linear_on(device, LinearFormat::Bf16, rows, outputs, segments).entry
+        };
+        let a100 = DeviceShape::default();
+        assert_eq!(entry(a100, 1, 4096, 1), "linear_bf16_n8");
+        assert_eq!(entry(a100, 9, 4096, 1), "linear_bf16_n32");
+        assert_eq!(entry(a100, 2048, 4096, 8), "linear_bf16_n64");
+        // 32 blocks would leave most of the device idle.
+        assert_eq!(entry(a100, 128, 1024, 1), "linear_bf16_n32");
+        let geforce = DeviceShape { multiprocessors: 82, max_shared_bytes: 99 << 10 };
+        assert_eq!(entry(geforce, 2048, 4096, 8), "linear_bf16_n32");
+        assert!(!geforce.has_wide_attention(256) && geforce.has_wide_attention(128));
+        for launch in [
+            linear_on(geforce, LinearFormat::Bf16, 2048, 4096, 8),
+            linear_on(geforce, LinearFormat::Bf16, 1, 4096, 8),
+            attention_narrow(WorkType::Bf16, 1, 1, 256),
+            attention_wide(1, 1, 128),
+        ] {
+            assert!(launch.shared_bytes <= geforce.max_shared_bytes, "{launch:?}");
+        }
+    }
 }

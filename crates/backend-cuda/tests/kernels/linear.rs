@@ -3,7 +3,7 @@
 use oarlock_backend::quant::{SplitMix, dequantize_row, random_row};
 use oarlock_backend::{InnerSplit, WeightKind, WeightView};
 use oarlock_backend_cuda::kernels::LinearParams;
-use oarlock_backend_cuda::kernels::launch::{self, LinearFormat, WorkType};
+use oarlock_backend_cuda::kernels::launch::{self, DeviceShape, LinearFormat, WorkType};
 use oarlock_backend_cuda::pack::{PackedLinear, pack_linear};
 
 use crate::device::{Device, assert_near, assert_same, has_kernels, rounded};
@@ -67,6 +67,8 @@ pub(crate) fn run(
     let from = device.upload_work(work, input);
     let out = device.allocate(rows as usize * layer.outputs * 4);
     let bias = bias.map_or(0, |bias| device.upload(bias));
+    // Few outputs fill it, so that the rows alone choose.
+    let small = DeviceShape { multiprocessors: 1, ..DeviceShape::default() };
     for part in &layer.parts {
         let plane = |bytes: &[u8]| if bytes.is_empty() { 0 } else { device.upload(bytes) };
         let first = part.first_output as u64 * 4;
@@ -85,8 +87,13 @@ pub(crate) fn run(
             out_is_float: 1,
             out_stride: layer.outputs as u32,
         };
-        let chosen =
-            launch::linear(part.format, tile_rows, part.outputs as u32, layer.segments as u32);
+        let chosen = launch::linear_on(
+            small,
+            part.format,
+            tile_rows,
+            part.outputs as u32,
+            layer.segments as u32,
+        );
         // As many blocks as the rows need, whatever tile was chosen.
         let grid = [rows.div_ceil(8), chosen.grid[1], 1];
         device.run(&launch::Launch { grid, ..chosen }, &params);

@@ -140,16 +140,22 @@ fn mutants_of_attention_are_caught() {
     let mut alive = Vec::new();
     for (width, name) in [(64, "d64"), (128, "d128"), (256, "d256")] {
         for (rows, suffix) in [(5, "w1"), (19, "w4")] {
-            let case = Case { width, kv_heads: 1, group: 3, len: 574, ..BASE };
-            let input = case.input(WorkType::Bf16, 5);
-            // A value that only the last two rows see takes another way through the kernel.
-            let mut spoiled = input.clone();
-            spoiled.values[572 * width + 5] = f32::NAN;
+            // Heads as wide as the kernel's, and narrower ones, which it loads in another way.
+            let cases = [width, width - 16].map(|width| {
+                let case = Case { width, kv_heads: 1, group: 3, len: 574, ..BASE };
+                let input = case.input(WorkType::Bf16, 5);
+                // A value that only the last two rows see takes another way through the kernel.
+                let mut spoiled = input.clone();
+                spoiled.values[572 * width + 5] = f32::NAN;
+                (case, [input, spoiled])
+            });
             let work = |device: &mut Device| {
                 let mut out = Vec::new();
-                for (input, budget) in [(&input, WHOLE), (&input, SPLIT), (&spoiled, WHOLE)] {
-                    let chunk = Chunk { input, start: 574 - rows, rows, first_block: 0 };
-                    out.extend(step(device, &case, WorkType::Bf16, &[chunk], budget).remove(0));
+                for (case, [input, spoiled]) in &cases {
+                    for (input, budget) in [(input, WHOLE), (input, SPLIT), (spoiled, WHOLE)] {
+                        let chunk = Chunk { input, start: 574 - rows, rows, first_block: 0 };
+                        out.extend(step(device, case, WorkType::Bf16, &[chunk], budget).remove(0));
+                    }
                 }
                 out
             };

@@ -36,7 +36,10 @@ pub(crate) fn place(
     };
     let place = Place { data, shadow };
     if !place.has(len, ALLOCATED) {
-        return Err(out);
+        memory.touch_shadow(address, u64::from(len));
+        if !place.has(len, ALLOCATED) {
+            return Err(out);
+        }
     }
     if reads && !place.has(len, INITIALIZED) {
         return Err(FaultKind::Uninitialized { space: SPACE, address, len });
@@ -71,6 +74,14 @@ impl Place {
                     all & wide == wide
                 }
             }
+        }
+    }
+
+    /// One byte of an access that `place` found.
+    fn byte(self, index: u32) -> Self {
+        // SAFETY: callers keep the index below the access's length, all of which is in the reservation.
+        unsafe {
+            Self { data: self.data.add(index as usize), shadow: self.shadow.add(index as usize) }
         }
     }
 
@@ -207,7 +218,9 @@ pub(crate) fn read(
     }
     let place = place(memory, address, len, false)?;
     place.read(out);
-    if !stores.overlay(address, out) && checks && !place.has(len, INITIALIZED) {
+    let held = stores.overlay(address, out);
+    let is_known = |i: u32| held >> i & 1 == 1 || place.byte(i).has(1, INITIALIZED);
+    if checks && !(0..len).all(is_known) {
         return Err(FaultKind::Uninitialized { space: SPACE, address, len });
     }
     Ok(())

@@ -56,22 +56,21 @@ impl Stores {
         self.lines.is_empty()
     }
 
-    /// Puts held bytes in the place of those read; whether all of them were held.
-    pub(crate) fn overlay(&self, address: u64, out: &mut [u8]) -> bool {
+    /// Puts held bytes in the place of those read; a bit for each byte that was held.
+    pub(crate) fn overlay(&self, address: u64, out: &mut [u8]) -> u32 {
         let start = (address % LINE_BYTES) as usize;
         let Some(&index) = self.index.get(&(address - start as u64)) else {
-            return false;
+            return 0;
         };
         let line = &self.lines[index];
-        let mut all = true;
+        let mut held = 0;
         for (i, byte) in out.iter_mut().enumerate() {
             if line.mask >> (start + i) & 1 == 1 {
                 *byte = line.data[start + i];
-            } else {
-                all = false;
+                held |= 1 << i;
             }
         }
-        all
+        held
     }
 
     /// Whether bytes of the line of this address are held.

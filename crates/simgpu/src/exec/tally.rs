@@ -143,9 +143,9 @@ impl Tally {
                 _ if inst.class == Class::FloatMac => counters.thread_macs += count.threads,
                 _ => {}
             }
-            let line = counters.lines.entry(inst.line).or_default();
-            add_line(line, count, &source[inst.start as usize..inst.end as usize]);
             if let Some(memory) = self.memory.get(pc) {
+                let line = counters.lines.entry(inst.line).or_default();
+                add_line(line, count, &source[inst.start as usize..inst.end as usize]);
                 line.global.add(&memory.traffic);
                 line.banks.add(&memory.banks);
                 counters.banks.add(&memory.banks);

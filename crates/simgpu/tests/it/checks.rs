@@ -271,6 +271,16 @@ fn bad_launches_and_bad_text() {
 }
 
 #[test]
+fn large_devices_cost_nothing() {
+    let devices: Vec<Memory> = (0..8).map(|_| Memory::new(80 << 30)).collect();
+    for memory in &devices {
+        let address = memory.allocate(70 << 30).unwrap();
+        memory.write(address + (69 << 30), &[1]).unwrap();
+        assert_eq!(memory.free_bytes(), 10 << 30);
+    }
+}
+
+#[test]
 fn memory_is_accounted() {
     let memory = Memory::new(1 << 20);
     let first = memory.allocate(1000).unwrap();

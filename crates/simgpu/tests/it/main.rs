@@ -5,6 +5,7 @@
 mod checks;
 mod cub;
 mod cutlass;
+mod damage;
 mod harness;
 mod instructions;
 mod nvcc;

@@ -78,6 +78,20 @@ fn a_block_sees_its_own_late_stores() {
 }
 
 #[test]
+fn a_late_store_and_an_early_one_make_a_word() {
+    let text = one_pointer("", "mad.wide.u32 %rd2, %r1, 4, %rd1; cvt.u16.u32 %rs1, %r1; st.global.u16 [%rd2], %rs1; st.global.u16 [%rd2+2], %rs1;
+        ld.global.u32 %r3, [%rd2]; st.global.u32 [%rd2+256], %r3;");
+    let mut device = Device::new(&text);
+    for seed in 0..20 {
+        device.options.seed = seed;
+        let buffer = device.alloc(512);
+        device.launch("k", 1, 64, 0, &[Arg::U64(buffer)]);
+        let expected: Vec<u32> = (0..64).map(|i| i * 0x1_0001).collect();
+        assert_eq!(device.download::<u32>(buffer + 256, 64), expected);
+    }
+}
+
+#[test]
 fn a_lock_between_lanes_makes_progress() {
     // Every lane takes the same lock in turn: a schedule that always preferred one path would hang.
     let text = one_pointer("", "
