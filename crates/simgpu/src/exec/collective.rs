@@ -8,32 +8,48 @@ use super::warp::Warp;
 /// What a lane reads from one that does not take part: unspecified, so something useless.
 const UNSPECIFIED: u32 = 0x7fed_cba9;
 
+/// Which lane each lane reads, and which of them are in range (others read themselves). `find` gets the
+/// lane, its offset, the last lane (for `up` the first one) of its segment, and the segment's mask.
+#[inline(always)]
+fn sources(
+    b: &[u32; LANES],
+    c: &[u32; LANES],
+    find: impl Fn(u32, u32, u32, u32) -> (u32, bool),
+) -> ([u32; LANES], u32) {
+    let mut sources = [0; LANES];
+    let mut in_range = 0;
+    for lane in 0..LANES {
+        let segment = c[lane] >> 8 & 31;
+        let last = (lane as u32 & segment) | (c[lane] & 31 & !segment);
+        let (source, is_in_range) = find(lane as u32, b[lane] & 31, last, segment);
+        sources[lane] = if is_in_range { source } else { lane as u32 };
+        in_range |= u32::from(is_in_range) << lane;
+    }
+    (sources, in_range)
+}
+
 impl Warp {
     pub(crate) fn shuffle(&mut self, shuffle: &Shuffle, active: u32) {
         let a = *self.registers.get::<u32>(shuffle.a);
         let b = *self.registers.get::<u32>(shuffle.b);
         let c = *self.registers.get::<u32>(shuffle.c);
+        let (sources, in_range) = match shuffle.mode {
+            ShuffleMode::Up => sources(&b, &c, |lane, b, last, _| {
+                (lane.wrapping_sub(b), lane as i32 - b as i32 >= last as i32)
+            }),
+            ShuffleMode::Down => sources(&b, &c, |lane, b, last, _| (lane + b, lane + b <= last)),
+            ShuffleMode::Butterfly => {
+                sources(&b, &c, |lane, b, last, _| (lane ^ b, lane ^ b <= last))
+            }
+            ShuffleMode::Index => sources(&b, &c, |lane, b, last, segment| {
+                let source = (lane & segment) | (b & !segment);
+                (source, source <= last)
+            }),
+        };
         let mut out = [0; LANES];
-        let mut in_range = 0;
-        for lane in 0..LANES as u32 {
-            let (bval, cval) = (b[lane as usize] & 31, c[lane as usize] & 31);
-            let segment = c[lane as usize] >> 8 & 31;
-            let last = (lane & segment) | (cval & !segment);
-            let (source, is_in_range) = match shuffle.mode {
-                ShuffleMode::Up => {
-                    (lane.wrapping_sub(bval), lane as i32 - bval as i32 >= last as i32)
-                }
-                ShuffleMode::Down => (lane + bval, lane + bval <= last),
-                ShuffleMode::Butterfly => (lane ^ bval, lane ^ bval <= last),
-                ShuffleMode::Index => {
-                    let source = (lane & segment) | (bval & !segment);
-                    (source, source <= last)
-                }
-            };
-            let source = if is_in_range { source & 31 } else { lane };
-            in_range |= u32::from(is_in_range) << lane;
-            let is_active = active >> source & 1 == 1;
-            out[lane as usize] = if is_active { a[source as usize] } else { UNSPECIFIED };
+        for (value, source) in out.iter_mut().zip(sources) {
+            let is_active = active >> (source & 31) & 1 == 1;
+            *value = if is_active { a[(source & 31) as usize] } else { UNSPECIFIED };
         }
         self.registers.put(shuffle.d, &out, active);
         if shuffle.pred != NONE {

@@ -136,6 +136,7 @@ impl Warp {
         let Some((mut index, limit)) = self.choose(env) else {
             return Ok(Event::Blocked);
         };
+        index = self.meet_all(index);
         let code = env.kernel.program.code.as_slice();
         for _ in 0..quantum {
             let Path { pc, mask, .. } = self.paths[index];
@@ -159,15 +160,23 @@ impl Warp {
             }
             if self.paths.len() > 1 {
                 let at = self.paths[index].pc;
-                if let Some(met) = self.meet(index) {
-                    index = met;
-                }
+                index = self.meet_all(index);
                 if at > limit {
                     break;
                 }
             }
         }
         Ok(Event::Paused)
+    }
+
+    /// Joins the path with all others at the same instruction; where it is now.
+    fn meet_all(&mut self, mut index: usize) -> usize {
+        while self.paths.len() > 1
+            && let Some(met) = self.meet(index)
+        {
+            index = met;
+        }
+        index
     }
 
     /// Joins the path with another one at the same instruction.
@@ -315,17 +324,6 @@ impl Warp {
             }
             self.paths[index] = Path { pc: sides[0].0, mask: sides[0].1, wait: Wait::Ready };
             self.paths.push(Path { pc: sides[1].0, mask: sides[1].1, wait: Wait::Ready });
-            // The other side may stand where a path is already.
-            let last = self.paths.len() - 1;
-            let (pc, mask) = sides[1];
-            let joins = |path: &Path| path.pc == pc && !matches!(path.wait, Wait::Barrier(_));
-            if let Some(other) =
-                (0..last).find(|&other| other != index && joins(&self.paths[other]))
-            {
-                self.paths[other].mask |= mask;
-                self.paths[other].wait = Wait::Ready;
-                self.paths.pop();
-            }
         }
     }
 

@@ -144,7 +144,9 @@ fn round(value: f64, rounding: Rounding) -> f32 {
 #[inline(always)]
 pub(super) fn exp2(value: f32) -> f32 {
     let clamped = value.clamp(-160.0, 130.0);
-    let whole = (clamped + 12_582_912.0) - 12_582_912.0;
+    // Adding 1.5 × 2²³ leaves the whole part in the lowest bits.
+    let shifted = clamped + 12_582_912.0;
+    let whole = shifted - 12_582_912.0;
     let f = clamped - whole;
     let mut p = 1.535_337e-4_f32;
     for coefficient in
@@ -152,11 +154,10 @@ pub(super) fn exp2(value: f32) -> f32 {
     {
         p = p.mul_add(f, coefficient);
     }
-    // Not a number stays one: both comparisons fail, and the conversion of NaN gives 0.
-    let exponent = whole as i32;
+    let exponent = shifted.to_bits().wrapping_sub(0x4b40_0000) as i32;
     let half = exponent >> 1;
-    let scale = |power: i32| f32::from_bits(((power + 127) << 23) as u32);
-    let scaled = p * scale(half) * scale(exponent - half);
+    let scale = |power: i32| f32::from_bits((power.wrapping_add(127) << 23) as u32);
+    let scaled = p * scale(half) * scale(exponent.wrapping_sub(half));
     if value.is_nan() { value } else { scaled }
 }
 

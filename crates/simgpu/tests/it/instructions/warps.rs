@@ -85,6 +85,22 @@ fn divergent_lanes_meet_at_sync() {
     assert_eq!(run(body, &[0; 32]), expected);
 }
 
+/// Half of each warp waits at a shuffle while the other half passes a barrier that stands right before.
+#[test]
+fn lanes_that_wait_are_met() {
+    let text = one_pointer("", "mad.wide.u32 %rd2, %r1, 4, %rd1; mov.u32 %r2, %laneid; setp.ge.u32 %p1, %r2, 16; @%p1 bra L;
+        barrier.cta.sync 1, 32;
+        L: shfl.sync.bfly.b32 %r3, %r1, 16, 31, -1; @%p1 bar.warp.sync 0xffff0000; bar.warp.sync -1; st.global.u32 [%rd2], %r3;");
+    let mut device = Device::new(&text);
+    for seed in 0..20 {
+        device.options.seed = seed;
+        let buffer = device.alloc(256);
+        device.launch("k", 1, 64, 0, &[Arg::U64(buffer)]);
+        let expected: Vec<u32> = (0..64).map(|i| i ^ 16).collect();
+        assert_eq!(device.download::<u32>(buffer, 64), expected);
+    }
+}
+
 #[test]
 fn barriers_with_results_and_parts() {
     let text = one_pointer(".shared .align 4 .b8 s[512];", "
