@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use oarlock_backend::{AttentionParams, BackendLimits};
 
+use crate::device::CudaDevice;
 use crate::driver::{Context, CudaError, DeviceBuffer, PinnedBuffer, Stream};
 use crate::kernels::{
     AttentionItem, AttentionJoin, AttentionJoinParams, AttentionParams as Params, AttentionPlan,
@@ -48,7 +49,7 @@ impl Plans {
     /// The plan of these layers for this step, made and sent if no layer did before.
     pub(crate) fn of(
         &mut self,
-        (context, stream): (&Arc<Context>, &Stream),
+        (device, stream): (&CudaDevice, &Stream),
         (limits, work): (&BackendLimits, WorkType),
         params: &AttentionParams,
         chunks: &[PlanChunk],
@@ -57,16 +58,15 @@ impl Plans {
             group: (params.num_heads / params.num_kv_heads) as u32,
             num_kv_heads: params.num_kv_heads as u32,
             window: params.sliding_window,
-            has_wide: work == WorkType::Bf16,
+            has_wide: work == WorkType::Bf16
+                && device.shape().has_wide_attention(params.head_dim as u32),
         };
         let is_it = |slot: &PlanSlot| slot.shape == shape && slot.head_dim == params.head_dim;
-        let at = match self.slots.iter().position(is_it) {
-            Some(at) => at,
-            None => {
-                self.slots.push(PlanSlot::new(context, limits, shape, params.head_dim)?);
-                self.slots.len() - 1
-            }
-        };
+        let known = self.slots.iter().position(is_it);
+        if known.is_none() {
+            self.slots.push(PlanSlot::new(&device.context, limits, shape, params.head_dim)?);
+        }
+        let at = known.unwrap_or(self.slots.len() - 1);
         let slot = &mut self.slots[at];
         if !slot.is_fresh {
             slot.plan.plan(chunks, &slot.shape, slot.budget);

@@ -1,57 +1,46 @@
-//! [`Backend`] on a CUDA device: every operation enqueues one kernel, or two; `finish_step` waits.
+//! The state of the CUDA backend: every operation enqueues one kernel, or two; the end of a step waits.
 
 use std::ops::Range;
 
-use oarlock_backend::oracle::rotary_tables;
 use oarlock_backend::{
-    Activation, AttentionParams, Backend, BackendError, BackendLimits, InnerSplit, KvCacheShape,
-    Progress, RotaryStyle, RowResult, RowSet, StepInput, StepRecord, WeightView,
+    AttentionParams, BackendError, BackendLimits, Progress, RowResult, RowSet, StepInput,
+    StepRecord,
 };
 
 use crate::attention::{Addresses, Plans};
 use crate::device::CudaDevice;
-use crate::driver::{CudaError, DeviceBuffer, Event, PinnedBuffer, Stream};
-use crate::kernels::{
-    AddRmsNormParams, CopyBlocksParams, EmbedParams, GatedActivationParams, GatherParams,
-    HeadRmsNormParams, Launch, LogitStatsParams, RmsNormParams, RotaryKvWriteParams, SampleParams,
-    SegmentStats, SoftCapParams, WorkType, launch,
-};
-use crate::pack::pack_table;
+use crate::driver::{CudaError, DeviceBuffer, Event, Stream};
+use crate::kernels::{Launch, LogitStatsParams, SampleParams, SegmentStats, WorkType, launch};
 use crate::sampling::Sampling;
 use crate::step::StepWords;
-use crate::tensor::{
-    CudaKvCache, CudaRotary, CudaTable, CudaTensor, CudaVector, from_bytes, to_bytes,
-};
+use crate::tensor::CudaTensor;
 use crate::upload::Uploader;
-use crate::weight::CudaWeight;
 
 /// Operations between two signs of progress.
 const OPERATIONS_PER_SIGN: usize = 16;
 /// Logits of one segment of the log-sum-exp.
 const SEGMENT: usize = 1024;
-/// Memory that is left to the driver and to what grows on demand.
-const RESERVED_BYTES: u64 = 64 << 20;
 
 /// The CUDA backend.
 pub struct CudaBackend {
     pub(crate) device: CudaDevice,
     pub(crate) stream: Stream,
     pub(crate) work: WorkType,
-    limits: BackendLimits,
-    record: StepRecord,
-    words: StepWords,
+    pub(crate) limits: BackendLimits,
+    pub(crate) record: StepRecord,
+    pub(crate) words: StepWords,
     plans: Plans,
     sampling: Sampling,
     /// Statistics of a tile's logits; as wide as the widest tensor of gathered rows.
     stats: Option<DeviceBuffer>,
-    tile: Range<usize>,
+    pub(crate) tile: Range<usize>,
     pub(crate) uploader: Uploader,
     progress: Option<Progress>,
     /// Marks every few operations of a step.
     signs: Vec<Event>,
-    num_operations: usize,
+    pub(crate) num_operations: usize,
     /// The step's first error.
-    failure: Option<CudaError>,
+    pub(crate) failure: Option<CudaError>,
     pub(crate) memory_bytes: u64,
 }
 
@@ -91,7 +80,7 @@ impl CudaBackend {
     }
 
     /// Rows that the host plans launches for: those of the step, or of the tile.
-    fn rows(&self, set: RowSet) -> u32 {
+    pub(crate) fn rows(&self, set: RowSet) -> u32 {
         match set {
             RowSet::Tokens => self.record.num_rows() as u32,
             RowSet::Gathered => self.tile.len() as u32,
@@ -99,14 +88,14 @@ impl CudaBackend {
     }
 
     /// Where the device finds the same number.
-    fn num_rows(&self, set: RowSet) -> u64 {
+    pub(crate) fn num_rows(&self, set: RowSet) -> u64 {
         match set {
             RowSet::Tokens => self.words.num_rows(),
             RowSet::Gathered => self.words.num_gathered(self.tile.start),
         }
     }
 
-    fn launch<P: bytemuck::Pod>(&mut self, launch: &Launch, params: &P) {
+    pub(crate) fn launch<P: bytemuck::Pod>(&mut self, launch: &Launch, params: &P) {
         if launch.grid.contains(&0) {
             return;
         }
@@ -116,7 +105,7 @@ impl CudaBackend {
     }
 
     /// Keeps the first error of a step for its end.
-    fn note(&mut self, outcome: Result<(), CudaError>) {
+    pub(crate) fn note(&mut self, outcome: Result<(), CudaError>) {
         if let Err(error) = outcome {
             self.failure.get_or_insert(error);
         }
@@ -148,21 +137,21 @@ impl CudaBackend {
         self.stream.synchronize()
     }
 
-    fn try_begin(&mut self, input: &StepInput<'_>) -> Result<(), CudaError> {
+    pub(crate) fn try_begin(&mut self, input: &StepInput<'_>) -> Result<(), CudaError> {
         self.device.context.bind()?;
         self.words.set(&self.stream, input)?;
         self.plans.begin_step();
         self.sampling.begin_step(&self.stream, &self.record)
     }
 
-    fn try_attention(
+    pub(crate) fn try_attention(
         &mut self,
         out: &CudaTensor,
         qkv: &CudaTensor,
         cache: u64,
         params: &AttentionParams,
     ) -> Result<(), CudaError> {
-        let place = (&self.device.context, &self.stream);
+        let place = (&self.device, &self.stream);
         let chunks = &self.words.chunks;
         let slot = self.plans.of(place, (&self.limits, self.work), params, chunks)?;
         let addresses = Addresses {
@@ -181,9 +170,13 @@ impl CudaBackend {
         Ok(())
     }
 
-    fn buffer(&mut self, what: &str, bytes: usize) -> Result<DeviceBuffer, BackendError> {
+    pub(crate) fn buffer(
+        &mut self,
+        what: &str,
+        bytes: usize,
+    ) -> Result<DeviceBuffer, BackendError> {
         let buffer = DeviceBuffer::new(&self.device.context, bytes);
-        let buffer = buffer.map_err(|error| backend_error(error, what, bytes))?;
+        let buffer = buffer.map_err(|error| backend_error(&error, what, bytes))?;
         self.memory_bytes += buffer.bytes() as u64;
         Ok(buffer)
     }
@@ -194,7 +187,7 @@ impl CudaBackend {
         bytes: &[u8],
     ) -> Result<DeviceBuffer, BackendError> {
         let buffer = self.uploader.upload(&self.stream, bytes);
-        let buffer = buffer.map_err(|error| backend_error(error, what, bytes.len()))?;
+        let buffer = buffer.map_err(|error| backend_error(&error, what, bytes.len()))?;
         self.memory_bytes += buffer.bytes() as u64;
         if let Some(progress) = &self.progress {
             progress.advance();
@@ -202,7 +195,7 @@ impl CudaBackend {
         Ok(buffer)
     }
 
-    fn new_tensor(
+    pub(crate) fn new_tensor(
         &mut self,
         rows: RowSet,
         width: usize,
@@ -229,7 +222,7 @@ impl CudaBackend {
         Ok(self.stats.as_ref().map_or(0, DeviceBuffer::address))
     }
 
-    fn try_sample(&mut self, logits: &CudaTensor) -> Result<(), CudaError> {
+    pub(crate) fn try_sample(&mut self, logits: &CudaTensor) -> Result<(), CudaError> {
         let vocabulary = logits.width;
         let (rows, num_rows) = (self.tile.len() as u32, self.num_rows(RowSet::Gathered));
         let stats = self.stats(vocabulary)?;
@@ -263,7 +256,7 @@ impl CudaBackend {
         self.sampling.fetch_ruled(&self.stream, record, tile, &logits.values, vocabulary)
     }
 
-    fn try_finish(&mut self, results: &mut Vec<RowResult>) -> Result<(), CudaError> {
+    pub(crate) fn try_finish(&mut self, results: &mut Vec<RowResult>) -> Result<(), CudaError> {
         let num_rows = self.record.logit_rows().len();
         self.sampling.fetch(&self.stream, num_rows)?;
         self.wait()?;
@@ -273,365 +266,9 @@ impl CudaBackend {
 }
 
 /// What a caller hears of an error while it allocates.
-fn backend_error(error: CudaError, what: &str, bytes: usize) -> BackendError {
+pub(crate) fn backend_error(error: &CudaError, what: &str, bytes: usize) -> BackendError {
     if error.is_out_of_memory() {
         return BackendError::OutOfMemory { what: what.to_owned(), bytes };
     }
     BackendError::Device(error.to_string())
-}
-
-impl Backend for CudaBackend {
-    type Tensor = CudaTensor;
-    type Weight = CudaWeight;
-    type Table = CudaTable;
-    type Vector = CudaVector;
-    type Rotary = CudaRotary;
-    type KvCache = CudaKvCache;
-
-    fn instruction_set(&self) -> String {
-        let work = match self.work {
-            WorkType::Bf16 => "bfloat16",
-            WorkType::F32 => "float32",
-        };
-        format!("{}-{work}", self.device.kind())
-    }
-
-    fn limits(&self) -> BackendLimits {
-        self.limits
-    }
-
-    fn pack_linear(
-        &mut self,
-        parts: &[WeightView<'_>],
-        split: InnerSplit,
-    ) -> Result<CudaWeight, BackendError> {
-        CudaWeight::pack(self, parts, split)
-    }
-
-    fn pack_table(
-        &mut self,
-        table: &WeightView<'_>,
-        first_token: u32,
-    ) -> Result<CudaTable, BackendError> {
-        let values = self.upload(table.name, &pack_table(table, self.work)?)?;
-        Ok(CudaTable { width: table.columns, rows: table.rows as u32, first_token, values })
-    }
-
-    fn vector(&mut self, values: &[f32]) -> Result<CudaVector, BackendError> {
-        let buffer = self.upload("a vector", bytemuck::cast_slice(values))?;
-        Ok(CudaVector { len: values.len(), values: buffer })
-    }
-
-    fn tensor(&mut self, rows: RowSet, width: usize) -> Result<CudaTensor, BackendError> {
-        self.new_tensor(rows, width, self.work)
-    }
-
-    fn float_tensor(&mut self, rows: RowSet, width: usize) -> Result<CudaTensor, BackendError> {
-        self.new_tensor(rows, width, WorkType::F32)
-    }
-
-    fn rotary(
-        &mut self,
-        inverse_frequencies: &[f32],
-        scale: f32,
-        style: RotaryStyle,
-    ) -> Result<CudaRotary, BackendError> {
-        let (cos, sin) = rotary_tables(inverse_frequencies, scale, self.limits.max_positions);
-        Ok(CudaRotary {
-            style,
-            half: inverse_frequencies.len(),
-            cosines: self.upload("cosines", bytemuck::cast_slice(&cos))?,
-            sines: self.upload("sines", bytemuck::cast_slice(&sin))?,
-        })
-    }
-
-    fn kv_cache(&mut self, shape: KvCacheShape) -> Result<CudaKvCache, BackendError> {
-        let block_bytes = CudaKvCache::bytes_of_block(&shape, self.work);
-        let bytes = block_bytes as usize * shape.num_blocks * shape.num_layers;
-        let what = format!("the KV cache of {} blocks (--kv-cache-tokens)", shape.num_blocks);
-        let free = self.device.memory().map_err(|error| backend_error(error, &what, bytes))?.0;
-        if (bytes as u64).saturating_add(RESERVED_BYTES) > free {
-            return Err(BackendError::OutOfMemory { what, bytes });
-        }
-        let values = self.buffer(&what, bytes)?;
-        Ok(CudaKvCache { shape, block_bytes, values })
-    }
-
-    fn begin_step(&mut self, input: &StepInput<'_>) {
-        assert!(input.tokens.len() <= self.limits.max_tokens, "rows within the limits");
-        assert!(input.chunks.len() <= self.limits.max_chunks, "chunks within the limits");
-        self.record.set(input);
-        self.tile = 0..0;
-        self.num_operations = 0;
-        self.failure = None;
-        let outcome = self.try_begin(input);
-        self.note(outcome);
-    }
-
-    fn embed(&mut self, out: &mut CudaTensor, table: &CudaTable, scale: f32) {
-        assert!(out.element == WorkType::F32 && out.width == table.width, "embeddings are float32");
-        let rows = self.rows(out.rows);
-        self.launch(
-            &launch::embed(self.work, rows),
-            &EmbedParams {
-                out: out.address(),
-                table: table.values.address(),
-                tokens: self.words.tokens(),
-                num_rows: self.num_rows(out.rows),
-                width: table.width as u32,
-                first_token: table.first_token,
-                table_rows: table.rows,
-                scale,
-            },
-        );
-    }
-
-    fn add_rms_norm(
-        &mut self,
-        out: &mut CudaTensor,
-        residual: &mut CudaTensor,
-        delta: Option<&CudaTensor>,
-        weight: &CudaVector,
-        eps: f32,
-    ) {
-        assert!(residual.element == WorkType::F32, "the residual stream is float32");
-        assert!(
-            delta.is_none_or(|delta| delta.element == WorkType::F32),
-            "and what is added to it"
-        );
-        assert!(out.element == self.work && weight.len == out.width, "a norm's width and type");
-        let (rows, width) = (self.rows(residual.rows), out.width as u32);
-        self.launch(
-            &launch::add_rms_norm(self.work, rows, width),
-            &AddRmsNormParams {
-                out: out.address(),
-                residual: residual.address(),
-                delta: delta.map_or(0, CudaTensor::address),
-                weight: weight.values.address(),
-                num_rows: self.num_rows(residual.rows),
-                width,
-                eps,
-            },
-        );
-    }
-
-    fn rms_norm(&mut self, values: &mut CudaTensor, weight: &CudaVector, eps: f32) {
-        assert!(values.element == WorkType::F32 && weight.len == values.width, "a float32 norm");
-        let (rows, width) = (self.rows(values.rows), values.width as u32);
-        self.launch(
-            &launch::rms_norm(rows, width),
-            &RmsNormParams {
-                values: values.address(),
-                weight: weight.values.address(),
-                num_rows: self.num_rows(values.rows),
-                width,
-                eps,
-            },
-        );
-    }
-
-    fn head_rms_norm(
-        &mut self,
-        qkv: &mut CudaTensor,
-        query_weight: &CudaVector,
-        key_weight: &CudaVector,
-        eps: f32,
-        params: &AttentionParams,
-    ) {
-        assert_eq!(qkv.element, self.work, "qkv in the working type");
-        let (heads, kv_heads) = (params.num_heads as u32, params.num_kv_heads as u32);
-        let rows = self.rows(qkv.rows);
-        self.launch(
-            &launch::head_rms_norm(self.work, rows, heads, kv_heads),
-            &HeadRmsNormParams {
-                qkv: qkv.address(),
-                query_weight: query_weight.values.address(),
-                key_weight: key_weight.values.address(),
-                num_rows: self.num_rows(qkv.rows),
-                num_heads: heads,
-                num_kv_heads: kv_heads,
-                head_dim: params.head_dim as u32,
-                eps,
-            },
-        );
-    }
-
-    fn linear(
-        &mut self,
-        out: &mut CudaTensor,
-        input: &CudaTensor,
-        weight: &CudaWeight,
-        bias: Option<&CudaVector>,
-    ) {
-        assert_eq!(input.element, self.work, "inputs in the working type");
-        assert_eq!((input.width, out.width), (weight.columns, weight.outputs), "a layer's widths");
-        assert!(bias.is_none_or(|bias| bias.len == weight.outputs), "bias of the layer");
-        let (rows, num_rows) = (self.rows(input.rows), self.num_rows(input.rows));
-        let bias = bias.map(|bias| bias.values.address());
-        for part in &weight.parts {
-            let (launch, params) = weight.launch(part, (out, input), bias, (rows, num_rows));
-            self.launch(&launch, &params);
-        }
-    }
-
-    fn rotary_kv_write(
-        &mut self,
-        qkv: &mut CudaTensor,
-        cache: &mut CudaKvCache,
-        layer: usize,
-        rotary: &CudaRotary,
-        params: &AttentionParams,
-    ) {
-        assert_eq!(qkv.element, self.work, "qkv in the working type");
-        assert_eq!(2 * rotary.half, params.head_dim, "rotary covers whole heads");
-        let rows = self.rows(RowSet::Tokens);
-        self.launch(
-            &launch::rotary_kv_write(self.work, rows),
-            &RotaryKvWriteParams {
-                qkv: qkv.address(),
-                cache: cache.layer(layer),
-                cosines: rotary.cosines.address(),
-                sines: rotary.sines.address(),
-                positions: self.words.positions(),
-                first_table_entry: self.words.table_entries(),
-                tables: self.words.tables(),
-                num_rows: self.words.num_rows(),
-                num_heads: params.num_heads as u32,
-                num_kv_heads: params.num_kv_heads as u32,
-                head_dim: params.head_dim as u32,
-                interleaved: (rotary.style == RotaryStyle::Interleaved).into(),
-            },
-        );
-    }
-
-    fn paged_attention(
-        &mut self,
-        out: &mut CudaTensor,
-        qkv: &CudaTensor,
-        cache: &CudaKvCache,
-        layer: usize,
-        params: &AttentionParams,
-    ) {
-        assert!(out.element == self.work && qkv.element == self.work, "in the working type");
-        let outcome = self.try_attention(out, qkv, cache.layer(layer), params);
-        self.note(outcome);
-    }
-
-    fn gated_activation(
-        &mut self,
-        out: &mut CudaTensor,
-        gate_up: &CudaTensor,
-        activation: Activation,
-    ) {
-        assert!(out.element == self.work && gate_up.element == self.work, "in the working type");
-        assert_eq!(gate_up.width, 2 * out.width, "gate and up");
-        let (rows, width) = (self.rows(gate_up.rows), out.width as u32);
-        self.launch(
-            &launch::gated_activation(self.work, rows, width),
-            &GatedActivationParams {
-                out: out.address(),
-                gate_up: gate_up.address(),
-                num_rows: self.num_rows(gate_up.rows),
-                width,
-                activation: match activation {
-                    Activation::Silu => 0,
-                    Activation::GeluTanh => 1,
-                },
-            },
-        );
-    }
-
-    fn soft_cap(&mut self, values: &mut CudaTensor, cap: f32) {
-        assert_eq!(values.element, WorkType::F32, "logits are float32");
-        let (rows, width) = (self.rows(values.rows), values.width as u32);
-        let num_rows = self.num_rows(values.rows);
-        let params = SoftCapParams { values: values.address(), num_rows, width, cap };
-        self.launch(&launch::soft_cap(rows, width), &params);
-    }
-
-    fn gather(&mut self, out: &mut CudaTensor, input: &CudaTensor, tile: Range<usize>) {
-        assert_eq!(out.element, input.element, "rows are copied as they are");
-        self.tile = tile;
-        let (first, rows) = (self.tile.start, self.tile.len());
-        let outcome = self.words.set_tile(&self.stream, first, rows);
-        self.note(outcome);
-        self.launch(
-            &launch::gather(input.element, rows as u32),
-            &GatherParams {
-                out: out.address(),
-                input: input.address(),
-                rows: self.words.gathered(first),
-                num_rows: self.words.num_gathered(first),
-                width: input.width as u32,
-                padding: 0,
-            },
-        );
-    }
-
-    fn sample(&mut self, logits: &CudaTensor) {
-        assert_eq!(logits.element, WorkType::F32, "logits are float32");
-        let outcome = self.try_sample(logits);
-        self.note(outcome);
-    }
-
-    fn copy_blocks(&mut self, cache: &mut CudaKvCache, pairs: &[(u32, u32)]) {
-        let words: Vec<u32> = [pairs.len() as u32, 0]
-            .into_iter()
-            .chain(pairs.iter().flat_map(|(from, to)| [*from, *to]))
-            .collect();
-        let uploaded = self.uploader.upload(&self.stream, bytemuck::cast_slice(&words));
-        let list = match uploaded {
-            Ok(list) => list,
-            Err(error) => return self.note(Err(error)),
-        };
-        self.launch(
-            &launch::copy_blocks(pairs.len() as u32, cache.shape.num_layers as u32),
-            &CopyBlocksParams {
-                cache: cache.values.address(),
-                pairs: list.address() + 8,
-                num_pairs: list.address(),
-                block_bytes: cache.block_bytes,
-                layer_bytes: cache.block_bytes * cache.shape.num_blocks as u64,
-            },
-        );
-        // The list goes with this call.
-        let outcome = self.stream.synchronize();
-        self.note(outcome);
-    }
-
-    fn finish_step(&mut self, results: &mut Vec<RowResult>) -> Result<(), BackendError> {
-        results.clear();
-        let outcome = match self.failure.take() {
-            Some(error) => Err(error),
-            None => self.try_finish(results),
-        };
-        outcome.map_err(|error| BackendError::Device(error.to_string()))
-    }
-
-    fn read(&mut self, tensor: &CudaTensor) -> Vec<f32> {
-        let bytes = self.rows(tensor.rows) as usize * tensor.width * tensor.element.bytes();
-        let copied = PinnedBuffer::<u8>::new(&self.device.context, bytes).and_then(|mut host| {
-            self.stream.download(&mut host, 0..bytes, &tensor.values, 0)?;
-            self.stream.synchronize()?;
-            Ok(from_bytes(&host, tensor.element))
-        });
-        match copied {
-            Ok(values) => values,
-            Err(error) => {
-                self.note(Err(error));
-                vec![f32::NAN; bytes / tensor.element.bytes()]
-            }
-        }
-    }
-
-    fn write(&mut self, tensor: &mut CudaTensor, values: &[f32]) {
-        assert_eq!(values.len(), self.rows(tensor.rows) as usize * tensor.width, "the step's rows");
-        let bytes = to_bytes(values, tensor.element);
-        let outcome = self.uploader.write(&self.stream, &tensor.values, &bytes);
-        self.note(outcome);
-    }
-
-    fn memory_bytes(&self) -> u64 {
-        self.memory_bytes
-    }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::driver::{Context, CudaError, Kernels};
+use crate::kernels::launch::DeviceShape;
 
 /// A device, ready to compute. Clones share it.
 #[derive(Clone, Debug)]
@@ -23,6 +24,15 @@ impl CudaDevice {
     pub fn memory(&self) -> Result<(u64, u64), CudaError> {
         self.context.bind()?;
         self.context.memory()
+    }
+
+    /// What launches are fitted to.
+    pub(crate) fn shape(&self) -> DeviceShape {
+        let info = self.context.info();
+        DeviceShape {
+            multiprocessors: info.num_multiprocessors,
+            max_shared_bytes: info.max_shared_bytes.max(0).cast_unsigned(),
+        }
     }
 
     /// The kind of device and of its code, which decides bits: `cuda-9.0-bfloat16`.

@@ -10,12 +10,13 @@
 mod attention;
 mod backend;
 mod device;
-#[allow(
+#[expect(
     unsafe_code,
     reason = "the driver's C interface: handles and addresses that it gave, each block says why it holds"
 )]
 pub mod driver;
 pub mod kernels;
+mod operations;
 pub mod pack;
 mod sampling;
 mod step;

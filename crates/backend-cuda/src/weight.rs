@@ -4,7 +4,8 @@ use oarlock_backend::{BackendError, InnerSplit, WeightView};
 
 use crate::backend::CudaBackend;
 use crate::driver::DeviceBuffer;
-use crate::kernels::{Launch, LinearFormat, LinearParams, WorkType, launch};
+use crate::kernels::LinearParams;
+use crate::kernels::launch::{self, DeviceShape, Launch, LinearFormat, WorkType};
 use crate::pack::{PackedPart, pack_linear};
 use crate::tensor::CudaTensor;
 
@@ -51,6 +52,7 @@ impl CudaWeight {
     pub(crate) fn launch(
         &self,
         part: &Part,
+        device: DeviceShape,
         (out, input): (&CudaTensor, &CudaTensor),
         bias: Option<u64>,
         (rows, num_rows): (u32, u64),
@@ -73,7 +75,8 @@ impl CudaWeight {
             out_is_float: (out.element == WorkType::F32).into(),
             out_stride: self.outputs as u32,
         };
-        (launch::linear(format, rows, outputs as u32, self.segments as u32), params)
+        let segments = self.segments as u32;
+        (launch::linear_on(device, format, rows, outputs as u32, segments), params)
     }
 }
 

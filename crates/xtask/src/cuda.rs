@@ -21,6 +21,9 @@ const COMPILER: [&str; 5] = [
 /// What reads its output, for the tests of machine code; only later releases are in the registry.
 const DISASSEMBLER: [&str; 2] = ["nvidia-cuda-nvdisasm==13.5.*", "nvidia-cuda-cuobjdump==13.5.*"];
 
+/// Headers of a GEMM that hardware has proved, for the tests of the simulated device.
+const CUTLASS: [&str; 1] = ["nvidia-cutlass==4.2.*"];
+
 /// Where the packages put their programs.
 const BIN: &str = "nvidia/cu13/bin";
 
@@ -28,7 +31,7 @@ const BIN: &str = "nvidia/cu13/bin";
 pub(crate) fn install_toolkit(workspace: &Workspace) -> anyhow::Result<()> {
     let dir = workspace.target_dir.join("cuda-toolkit");
     let marker = dir.join("installed");
-    let packages = [COMPILER.as_slice(), DISASSEMBLER.as_slice()].concat();
+    let packages = [COMPILER.as_slice(), DISASSEMBLER.as_slice(), CUTLASS.as_slice()].concat();
     let wanted = packages.join("\n");
     let is_installed = fs::read_to_string(&marker).is_ok_and(|found| found == wanted);
     if is_installed && programs_answer(&dir) {

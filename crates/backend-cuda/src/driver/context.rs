@@ -45,7 +45,7 @@ pub struct DeviceInfo {
 #[derive(Debug)]
 pub struct Context {
     device: sys::CUdevice,
-    context: sys::CUcontext,
+    handle: sys::CUcontext,
     info: DeviceInfo,
 }
 
@@ -62,7 +62,7 @@ impl Context {
             return Err(CudaError::NoDevice { ordinal, count });
         }
         let mut device = 0;
-        let mut context = std::ptr::null_mut();
+        let mut handle = std::ptr::null_mut();
         // SAFETY: the driver is initialized and has a device of this number.
         unsafe {
             check("cuDeviceGet", sys::cuDeviceGet(&raw mut device, ordinal as i32))?;
@@ -71,9 +71,9 @@ impl Context {
                 let (major, minor) = info.capability;
                 return Err(CudaError::TooOld { name: info.name, major, minor });
             }
-            let retained = sys::cuDevicePrimaryCtxRetain(&raw mut context, device);
+            let retained = sys::cuDevicePrimaryCtxRetain(&raw mut handle, device);
             check("cuDevicePrimaryCtxRetain", retained)?;
-            let this = Arc::new(Self { device, context, info });
+            let this = Arc::new(Self { device, handle, info });
             this.bind()?;
             Ok(this)
         }
@@ -82,7 +82,7 @@ impl Context {
     /// Makes it current on this thread; all other calls need that.
     pub fn bind(&self) -> Result<(), CudaError> {
         // SAFETY: the context is retained for as long as this value lives.
-        check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
+        check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.handle) })
     }
 
     /// What the device is.

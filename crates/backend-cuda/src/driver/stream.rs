@@ -10,7 +10,7 @@ use super::{Context, CudaError, DeviceBuffer, PinnedBuffer, check};
 /// A queue of the device.
 #[derive(Debug)]
 pub struct Stream {
-    stream: sys::CUstream,
+    handle: sys::CUstream,
     context: Arc<Context>,
 }
 
@@ -25,23 +25,23 @@ impl Stream {
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: a context is current; one handle is written.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&raw mut stream, flags) })?;
-        Ok(Self { stream, context: Arc::clone(context) })
+        Ok(Self { handle: stream, context: Arc::clone(context) })
     }
 
     pub(super) fn handle(&self) -> sys::CUstream {
-        self.stream
+        self.handle
     }
 
     /// Waits until all that was enqueued is done. The first error of any of it is returned.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         // SAFETY: the stream lives.
-        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream) })
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.handle) })
     }
 
     /// What comes after waits for the event's last record.
     pub fn wait(&self, event: &Event) -> Result<(), CudaError> {
         // SAFETY: both live; no flags are defined.
-        let result = unsafe { sys::cuStreamWaitEvent(self.stream, event.event, 0) };
+        let result = unsafe { sys::cuStreamWaitEvent(self.handle, event.handle, 0) };
         check("cuStreamWaitEvent", result)
     }
 
@@ -65,7 +65,7 @@ impl Stream {
         let address = to.address() + offset as u64;
         // SAFETY: both ranges exist; the source is page-locked and the caller leaves it alone.
         let result = unsafe {
-            sys::cuMemcpyHtoDAsync_v2(address, bytes.as_ptr().cast(), bytes.len(), self.stream)
+            sys::cuMemcpyHtoDAsync_v2(address, bytes.as_ptr().cast(), bytes.len(), self.handle)
         };
         check("cuMemcpyHtoDAsync", result)
     }
@@ -90,7 +90,7 @@ impl Stream {
         let address = from.address() + offset as u64;
         // SAFETY: both ranges exist; the target is page-locked and the caller waits before it looks.
         let result = unsafe {
-            sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), address, bytes.len(), self.stream)
+            sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), address, bytes.len(), self.handle)
         };
         check("cuMemcpyDtoHAsync", result)
     }
@@ -99,7 +99,7 @@ impl Stream {
     pub fn fill(&self, buffer: &DeviceBuffer, byte: u8) -> Result<(), CudaError> {
         // SAFETY: the range is the buffer's.
         let result =
-            unsafe { sys::cuMemsetD8Async(buffer.address(), byte, buffer.bytes(), self.stream) };
+            unsafe { sys::cuMemsetD8Async(buffer.address(), byte, buffer.bytes(), self.handle) };
         check("cuMemsetD8Async", result)
     }
 }
@@ -108,7 +108,7 @@ impl Drop for Stream {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
             // SAFETY: made by `new`, destroyed once; the driver lets it run out.
-            let _ = unsafe { sys::cuStreamDestroy_v2(self.stream) };
+            let _ = unsafe { sys::cuStreamDestroy_v2(self.handle) };
         }
     }
 }
@@ -116,7 +116,7 @@ impl Drop for Stream {
 /// A mark in a stream.
 #[derive(Debug)]
 pub struct Event {
-    event: sys::CUevent,
+    handle: sys::CUevent,
     context: Arc<Context>,
 }
 
@@ -131,19 +131,19 @@ impl Event {
         let flags = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
         // SAFETY: a context is current; one handle is written.
         check("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut event, flags) })?;
-        Ok(Self { event, context: Arc::clone(context) })
+        Ok(Self { handle: event, context: Arc::clone(context) })
     }
 
     /// Marks the end of what is enqueued so far.
     pub fn record(&self, stream: &Stream) -> Result<(), CudaError> {
         // SAFETY: both live.
-        check("cuEventRecord", unsafe { sys::cuEventRecord(self.event, stream.stream) })
+        check("cuEventRecord", unsafe { sys::cuEventRecord(self.handle, stream.handle) })
     }
 
     /// Waits for the last record.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         // SAFETY: the event lives.
-        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.event) })
+        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.handle) })
     }
 }
 
@@ -151,7 +151,7 @@ impl Drop for Event {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
             // SAFETY: made by `new`, destroyed once.
-            let _ = unsafe { sys::cuEventDestroy_v2(self.event) };
+            let _ = unsafe { sys::cuEventDestroy_v2(self.handle) };
         }
     }
 }

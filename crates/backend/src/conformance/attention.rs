@@ -54,7 +54,7 @@ struct Layer<B: Backend> {
     backend: B,
     case: Case,
     /// Which of the two.
-    layer: usize,
+    index: usize,
     cache: B::KvCache,
     rotary: B::Rotary,
     qkv: B::Tensor,
@@ -72,16 +72,16 @@ impl<B: Backend> Layer<B> {
         let rotary = backend.rotary(&frequencies, 1.0, case.style).expect("angles");
         let qkv = backend.tensor(RowSet::Tokens, case.width()).expect("a tensor");
         let out = backend.tensor(RowSet::Tokens, case.out_width()).expect("a tensor");
-        Self { backend, case, layer: 1, cache, rotary, qkv, out }
+        Self { backend, case, index: 1, cache, rotary, qkv, out }
     }
 
     /// One step over the rows that `input` holds.
     fn step(&mut self, sequences: &[Sequence], input: &[f32]) -> Vec<f32> {
-        let Self { backend, case, layer, cache, rotary, qkv, out } = self;
+        let Self { backend, case, index, cache, rotary, qkv, out } = self;
         TestStep::new(sequences).begin(backend, &[]);
         backend.write(qkv, input);
-        backend.rotary_kv_write(qkv, cache, *layer, rotary, &case.params);
-        backend.paged_attention(out, qkv, cache, *layer, &case.params);
+        backend.rotary_kv_write(qkv, cache, *index, rotary, &case.params);
+        backend.paged_attention(out, qkv, cache, *index, &case.params);
         let got = backend.read(out);
         backend.finish_step(&mut Vec::new()).expect("a working device");
         got
@@ -200,9 +200,9 @@ pub(super) fn blocks_are_copied<B: Backend>(make: Make<'_, B>) {
     let input = case.input(15);
     let mut layer = Layer::new(make(limits()), case, 8);
     // A block spans all layers, and what was never written is not copied.
-    layer.layer = 0;
+    layer.index = 0;
     layer.whole(&case.input(17));
-    layer.layer = 1;
+    layer.index = 1;
     let whole = layer.whole(&input);
     layer.backend.copy_blocks(&mut layer.cache, &[(0, 5), (1, 4)]);
     let sequence = Sequence { start: 32, rows: 16, blocks: vec![5, 4, 7] };

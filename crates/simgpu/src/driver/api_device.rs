@@ -86,16 +86,14 @@ unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, device: c_int) -> Cu
 fn attribute(number: c_int) -> Option<c_int> {
     Some(match number {
         // Threads, and x, y, z of a block; x, y, z of a grid.
-        1 | 2 | 3 => 1024,
+        1..=3 => 1024,
         4 => 64,
         5 => c_int::MAX,
         6 | 7 => 65_535,
-        // Shared memory of a block without asking; constant memory; lanes of a warp.
+        // Shared memory of a block without asking; constant memory and registers of a block; lanes.
         8 => 48 << 10,
-        9 => 64 << 10,
+        9 | 12 => 64 << 10,
         10 => 32,
-        // Registers of a block.
-        12 => 65_536,
         16 => MULTIPROCESSORS,
         // Bytes of the L2 cache.
         38 => 40 << 20,

@@ -8,7 +8,7 @@ use super::CuResult;
 use super::api_device::MAX_SHARED_BYTES;
 use super::handles::{Function, current, device_of_stream, registry};
 use super::streams::{LaunchOperation, Operation};
-use crate::module::Module;
+use crate::module::{Entry, Module};
 
 /// Dynamic shared memory that a function may have without asking.
 const PLAIN_SHARED_BYTES: u32 = 48 << 10;
@@ -120,11 +120,7 @@ extern "C" fn cuFuncSetAttribute(function: u64, attribute: c_int, value: c_int) 
     let Some(function) = registry.functions.get_mut(&function) else {
         return CuResult::INVALID_HANDLE;
     };
-    let own = function
-        .module
-        .module()
-        .entry(&function.entry)
-        .map_or(0, |entry| entry.static_shared_bytes());
+    let own = function.module.module().entry(&function.entry).map_or(0, Entry::static_shared_bytes);
     let greatest = MAX_SHARED_BYTES - own as c_int;
     match (attribute, u32::try_from(value)) {
         (8, Ok(bytes)) if value <= greatest => {

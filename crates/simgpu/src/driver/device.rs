@@ -146,7 +146,7 @@ impl Device {
         let memory = &self.memory;
         match operation {
             Operation::ToDevice { to, source: Source::Copied(bytes) } => {
-                memory.write(to, &bytes)?
+                memory.write(to, &bytes)?;
             }
             Operation::ToDevice { to, source: Source::Pinned { address, bytes } } => {
                 // SAFETY: the range was page-locked when the copy was enqueued, and freeing it waits for the

@@ -12,7 +12,7 @@ const MAX_LINES: usize = 500;
 
 /// Crates with code that the compiler cannot check: vector instructions, mapped files, and memory that
 /// processes share.
-const UNSAFE_CRATES: [&str; 4] = ["backend-cpu", "collective", "model", "simgpu"];
+const UNSAFE_CRATES: [&str; 5] = ["backend-cpu", "backend-cuda", "collective", "model", "simgpu"];
 
 /// Folders with nothing of ours in them.
 const SKIPPED: [&str; 4] = [".git", "target", "__pycache__", "node_modules"];
