@@ -191,10 +191,11 @@ pub(crate) struct ComputeArguments {
     /// otherwise the CPU), cpu, cuda.
     #[arg(long, value_name = "KIND", default_value = "auto")]
     pub(crate) device: DeviceArgument,
-    /// Threads that compute, divided over the workers; 0: one per core, and at least one per worker.
+    /// Threads that compute on the CPU, divided over the workers; 0: one per core, and at least one per
+    /// worker.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) threads: usize,
-    /// Instruction set of the kernels: auto, portable, avx2, avx512 or amx. All give the same bits.
+    /// Instruction set of the CPU kernels: auto, portable, avx2, avx512 or amx. All give the same bits.
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(crate) instruction_set: String,
     /// What is computed with: auto (int8 activations with quantized weights, bfloat16 with others),
