@@ -58,16 +58,14 @@ fn build() -> Result<(), String> {
 }
 
 /// The target folder is the one that has this build's folder: `<target>/<profile>/build/<crate>/out`.
+/// Where no toolkit is there yet, nothing is watched (cargo would run this script at every build for a
+/// file that is missing); `cargo xtask cuda-toolkit` touches this file instead.
 fn find_nvcc(out_dir: &Path) -> Option<PathBuf> {
     let installed = out_dir
         .ancestors()
         .skip(3)
         .take(4)
         .map(|folder| folder.join("cuda-toolkit/nvidia/cu13/bin/nvcc"));
-    if let Some(target) = out_dir.ancestors().nth(4) {
-        // Appears with the toolkit.
-        println!("cargo::rerun-if-changed={}", target.join("cuda-toolkit/installed").display());
-    }
     let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin/nvcc"));
     let path = env::var_os("PATH").unwrap_or_default();
     let in_path: Vec<PathBuf> = env::split_paths(&path).map(|dir| dir.join("nvcc")).collect();

@@ -44,14 +44,13 @@ __device__ __forceinline__ void fill_histogram(SampleShared &shared, const Weigh
         shared.bucket_masses[i] = 0;
     }
     __syncthreads();
-    for (uint32_t token = threadIdx.x; token < row.vocabulary; token += SAMPLE_THREADS) {
-        const Mass weight = row.weight(token);
+    row.each_of_block([&](Mass weight, uint32_t token) {
         const uint32_t bucket = place(weight, token);
         if (bucket < NUM_BUCKETS) {
             atomicAdd(&shared.bucket_counts[bucket], 1u);
             atomicAdd(&shared.bucket_masses[bucket], weight);
         }
-    }
+    });
     __syncthreads();
 }
 
@@ -138,25 +137,24 @@ __device__ __forceinline__ Mass move_cut(SampleShared &shared, const WeightRow &
     }
     if (shared.bucket_counts[bucket] > MAX_CANDIDATES) {
         // All of the weight `least`: in order of ids.
-        const auto is_one = [&](uint32_t token) -> Mass {
-            return row.weight(token) == least && cut.keeps(least, token) ? 1 : 0;
+        const auto is_one = [&](Mass weight, uint32_t token) -> Mass {
+            return weight == least && cut.keeps(least, token) ? 1 : 0;
         };
         const Mass number = search.by_mass ? (search.left + least - 1) / least : search.left;
-        sum_segments(shared, row.vocabulary, is_one);
-        cut = Cut{least, find_token(shared, row.vocabulary, number - 1, is_one)};
+        sum_segments(shared, row, is_one);
+        cut = Cut{least, find_token(shared, row, number - 1, is_one)};
         return search.mass + number * least;
     }
     const Mass span = 1ull << span_bits;
     if (threadIdx.x == 0) shared.num_candidates = 0;
     __syncthreads();
-    for (uint32_t token = threadIdx.x; token < row.vocabulary; token += SAMPLE_THREADS) {
-        const Mass weight = row.weight(token);
+    row.each_of_block([&](Mass weight, uint32_t token) {
         if (weight - least < span && cut.keeps(weight, token)) {
             const uint32_t at = atomicAdd(&shared.num_candidates, 1u);
             shared.candidate_weights[at] = weight;
             shared.candidate_ids[at] = token;
         }
-    }
+    });
     __syncthreads();
     search_candidates(shared, search);
     cut = shared.cut;
@@ -178,10 +176,7 @@ __device__ __forceinline__ Cut find_cut(SampleShared &shared, const WeightRow &r
     if (top_k > 0) {
         mass = move_cut(shared, row, cut, floor, Search{false, top_k, 0});
     } else if (has_top_p) {
-        for (uint32_t token = threadIdx.x; token < row.vocabulary; token += SAMPLE_THREADS) {
-            const Mass weight = row.weight(token);
-            mass += weight >= floor ? weight : 0;
-        }
+        row.each_of_block([&](Mass weight, uint32_t) { mass += weight >= floor ? weight : 0; });
         mass = block_sum(mass, shared.warp_sums);
         // All lighter tokens together have less than the share that is dropped.
         bound = max(floor,

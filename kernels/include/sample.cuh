@@ -91,6 +91,7 @@ __device__ __forceinline__ uint32_t rank_of(SampleShared &shared, const float *l
                                             uint32_t vocabulary, uint32_t token) {
     const float logit = logits[token];
     Mass ahead = 0;
+#pragma unroll 8
     for (uint32_t i = threadIdx.x; i < vocabulary; i += SAMPLE_THREADS) {
         const float other = logits[i];
         ahead += i < token ? other >= logit : (i > token && other > logit);
@@ -102,16 +103,15 @@ __device__ __forceinline__ uint32_t rank_of(SampleShared &shared, const float *l
 __device__ __forceinline__ uint32_t draw(SampleShared &shared, const WeightRow &row,
                                          const SampleRequest &request) {
     const Cut cut = find_cut(shared, row, request);
-    const auto kept = [&](uint32_t token) -> Mass {
-        const Mass weight = row.weight(token);
+    const auto kept = [&](Mass weight, uint32_t token) -> Mass {
         return cut.keeps(weight, token) ? weight : 0;
     };
-    sum_segments(shared, row.vocabulary, kept);
+    sum_segments(shared, row, kept);
     Mass total = 0;
     for (uint32_t i = threadIdx.x; i < MAX_SEGMENTS; i += SAMPLE_THREADS) total += shared.masses[i];
     total = block_sum(total, shared.warp_sums);
     if (total == 0) return NOT_FOUND;
-    return find_token(shared, row.vocabulary, __umul64hi(request.random, total), kept);
+    return find_token(shared, row, __umul64hi(request.random, total), kept);
 }
 
 __device__ __forceinline__ void sample(const SampleParams &p) {

@@ -59,12 +59,37 @@ struct WeightRow {
     float temperature;
 
     // exp((logit - max) / temperature) times 2^45, truncated; 0 for NaN.
-    __device__ __forceinline__ Mass weight(uint32_t token) const {
-        const float value = exp_below_max(__fdiv_rn(logits[token] - max, temperature));
+    __device__ __forceinline__ Mass weigh(float logit) const {
+        const float value = exp_below_max(__fdiv_rn(logit - max, temperature));
         const uint32_t bits = __float_as_uint(value);
         const Mass mantissa = (bits & 0x007fffffu) | 0x00800000u;
         const uint32_t shift = min(127u - (bits >> 23), 63u);
         return (mantissa << (WEIGHT_BITS - 23)) >> shift;
+    }
+
+    // Calls `act(weight, token)` for every STRIDE-th token from `first` to `end`, with LOADS logits
+    // under way at once: a row comes from the L2 cache, and one block has little else to wait with.
+    template <uint32_t STRIDE, int LOADS, typename Act>
+    __device__ __forceinline__ void each(uint32_t first, uint32_t end, const Act &act) const {
+        for (uint32_t base = first; base < end; base += LOADS * STRIDE) {
+            float values[LOADS];
+#pragma unroll
+            for (int i = 0; i < LOADS; i++) {
+                const uint32_t token = base + i * STRIDE;
+                values[i] = token < end ? logits[token] : negative_infinity();
+            }
+#pragma unroll
+            for (int i = 0; i < LOADS; i++) {
+                const uint32_t token = base + i * STRIDE;
+                if (token < end) act(weigh(values[i]), token);
+            }
+        }
+    }
+
+    // For all tokens, dealt to the threads of the block.
+    template <typename Act>
+    __device__ __forceinline__ void each_of_block(const Act &act) const {
+        each<SAMPLE_THREADS, 8>(threadIdx.x, vocabulary, act);
     }
 };
 
@@ -98,17 +123,16 @@ __device__ __forceinline__ Mass block_sum(Mass value, Mass *sums) {
     return total;
 }
 
-// masses[s] = sum of value(token) over segment s. A warp takes a segment at a time.
+// masses[s] = sum of value(weight, token) over segment s. A warp takes a segment at a time.
 template <typename Value>
-__device__ __forceinline__ void sum_segments(SampleShared &shared, uint32_t vocabulary,
+__device__ __forceinline__ void sum_segments(SampleShared &shared, const WeightRow &row,
                                              const Value &value) {
     __syncthreads();
     for (uint32_t segment = threadIdx.x / 32; segment < MAX_SEGMENTS; segment += SAMPLE_WARPS) {
         Mass sum = 0;
-        const uint32_t end = min(vocabulary, (segment + 1) * SEGMENT_LOGITS);
-        for (uint32_t token = segment * SEGMENT_LOGITS + threadIdx.x % 32; token < end; token += 32) {
-            sum += value(token);
-        }
+        const uint32_t end = min(row.vocabulary, (segment + 1) * SEGMENT_LOGITS);
+        row.each<32, 8>(segment * SEGMENT_LOGITS + threadIdx.x % 32, end,
+                        [&](Mass weight, uint32_t token) { sum += value(weight, token); });
         sum = warp_sum(sum);
         if (threadIdx.x % 32 == 0) shared.masses[segment] = sum;
     }
@@ -141,20 +165,20 @@ __device__ __forceinline__ uint32_t find_in_sums(Mass &target, const At &at) {
     return __shfl_sync(0xffffffffu, index, source);
 }
 
-// The first token in order of ids at which the running sum of value(token) exceeds `target`, given
-// the segments' sums. For the whole block.
+// The first token in order of ids at which the running sum of value(weight, token) exceeds `target`,
+// given the segments' sums. For the whole block.
 template <typename Value>
-__device__ __forceinline__ uint32_t find_token(SampleShared &shared, uint32_t vocabulary,
+__device__ __forceinline__ uint32_t find_token(SampleShared &shared, const WeightRow &row,
                                                Mass target, const Value &value) {
     if (threadIdx.x < 32) {
         const uint32_t segment = find_in_sums<SEGMENTS_PER_LANE>(
             target, [&](uint32_t i) { return shared.masses[i]; });
         uint32_t found = NOT_FOUND;
         if (segment != NOT_FOUND) {
-            const uint32_t end = min(vocabulary, (segment + 1) * SEGMENT_LOGITS);
+            const uint32_t end = min(row.vocabulary, (segment + 1) * SEGMENT_LOGITS);
             for (uint32_t first = segment * SEGMENT_LOGITS; first < end; first += 32) {
                 const uint32_t token = first + threadIdx.x;
-                const Mass own = token < end ? value(token) : 0;
+                const Mass own = token < end ? value(row.weigh(row.logits[token]), token) : 0;
                 const Mass sum = inclusive_scan(own);
                 const uint32_t beyond = __ballot_sync(0xffffffffu, target < sum);
                 if (beyond != 0) {

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
 
@@ -48,7 +49,15 @@ pub(crate) fn install_toolkit(workspace: &Workspace) -> anyhow::Result<()> {
     if !programs_answer(&dir) {
         bail!("nvcc or nvdisasm in {} does not run", dir.join(BIN).display());
     }
-    fs::write(&marker, wanted).with_context(|| format!("cannot write {}", marker.display()))
+    fs::write(&marker, wanted).with_context(|| format!("cannot write {}", marker.display()))?;
+    touch(&workspace.root.join("crates/backend-cuda/build.rs"))
+}
+
+/// Makes cargo run a build script again: it does not watch for a toolkit that is not there.
+fn touch(script: &Path) -> anyhow::Result<()> {
+    let file = fs::File::options().append(true).open(script);
+    file.and_then(|file| file.set_modified(SystemTime::now()))
+        .with_context(|| format!("cannot touch {}", script.display()))
 }
 
 /// Options of cargo that build everything, CUDA included where its compiler is installed. All commands take the
