@@ -9,4 +9,5 @@ mod damage;
 mod harness;
 mod instructions;
 mod nvcc;
+mod random_programs;
 mod schedule;
