@@ -207,7 +207,9 @@ fn expected(program: &[Statement]) -> Vec<State> {
                 state[*variable] = old[thread ^ 5][*variable];
             }
         } else {
-            states.iter_mut().for_each(|state| run(std::slice::from_ref(statement), state));
+            for state in &mut states {
+                run(std::slice::from_ref(statement), state);
+            }
         }
     }
     states
