@@ -12,6 +12,7 @@ mod global;
 pub(crate) mod kernel;
 mod local;
 mod matrix;
+mod paths;
 pub(crate) mod program;
 mod races;
 pub(crate) mod random;

@@ -61,7 +61,7 @@ impl Default for Options {
             check_uninitialized_shared: true,
             count_memory: false,
             l2_bytes: 40 << 20,
-            max_block_instructions: 1 << 36,
+            max_block_instructions: 1 << 32,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Resolves names and inlines calls, so that a kernel is one list of instructions.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::args::{Arg, Base, Flat, Resolved, Special, Symbol};
 use crate::fault::PtxError;
@@ -36,8 +36,8 @@ pub(crate) fn flatten(tree: &Tree, source: &str, entry: &Function) -> Result<Fla
         flattener.bind(&param.name, Binding::Symbol(Symbol::Param(offset)));
         offset += param.bytes;
     }
-    flattener.module_shared();
     if let Some(body) = &entry.body {
+        flattener.module_shared(body);
         flattener.scope(body)?;
     }
     let end = entry.body.as_ref().map_or(0..0, |_| 0..0);
@@ -70,15 +70,16 @@ impl Flattener<'_> {
         Some(Binding::Symbol(Symbol::Variable(index as u32)))
     }
 
-    /// Module-wide shared variables are placed when the kernel names them.
-    fn module_shared(&mut self) {
+    /// Places the module-wide shared variables that the kernel and what it calls name.
+    fn module_shared(&mut self, body: &[Statement]) {
         let tree = self.tree;
-        for variable in tree.variables.iter().filter(|v| v.space == VariableSpace::Shared) {
-            // Dynamic arrays take no room, so they may be bound unseen; others of foreign
-            // kernels would count against this one.
-            if variable.bytes == 0 || self.source.matches(&variable.name).count() > 1 {
-                self.variable(variable);
-            }
+        let mut names = HashSet::new();
+        mentions(tree, body, &mut names);
+        let is_named = |variable: &&Variable| names.contains(variable.name.as_str());
+        for variable in
+            tree.variables.iter().filter(|v| v.space == VariableSpace::Shared).filter(is_named)
+        {
+            self.variable(variable);
         }
     }
 
@@ -324,6 +325,42 @@ impl Flattener<'_> {
             scope.insert(variable.name.clone(), binding);
         }
         Ok(())
+    }
+}
+
+/// Names that statements mention, those of functions that they call included.
+fn mentions<'a>(tree: &'a Tree, statements: &'a [Statement], names: &mut HashSet<&'a str>) {
+    for statement in statements {
+        match statement {
+            Statement::Scope(inner) => mentions(tree, inner, names),
+            Statement::Instruction(instruction) => {
+                instruction.operands.iter().for_each(|operand| mention(tree, operand, names));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn mention<'a>(tree: &'a Tree, operand: &'a Operand, names: &mut HashSet<&'a str>) {
+    match operand {
+        Operand::Name(name, _) | Operand::Address(Some(name), _) => {
+            if names.insert(name)
+                && let Some(function) =
+                    tree.functions.iter().find(|function| function.name == *name)
+            {
+                mentions(tree, function.body.as_deref().unwrap_or_default(), names);
+            }
+        }
+        Operand::Vector(items) | Operand::List(items) => {
+            for item in items {
+                mention(tree, item, names);
+            }
+        }
+        Operand::Pair(first, second) => {
+            mention(tree, first, names);
+            mention(tree, second, names);
+        }
+        _ => {}
     }
 }
 

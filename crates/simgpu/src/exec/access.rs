@@ -46,8 +46,7 @@ impl Address {
     #[inline]
     pub(crate) fn resolve(&self, address: u64) -> (Space, u64) {
         match self.window {
-            // Addresses of shared memory are offsets, of 32 bits.
-            Window::Shared => (Space::Shared, address & 0xffff_ffff),
+            Window::Shared => (Space::Shared, address),
             Window::Local => (Space::Local, address.wrapping_sub(LOCAL_BASE)),
             Window::Param => (Space::Param, address),
             Window::Generic if is_in(address, SHARED_BASE) => {
@@ -165,7 +164,7 @@ impl Warp {
     ) -> Result<(), Stop> {
         for lane in lanes(active) {
             let touch = self.touch(lane, false, access.order.is_strong());
-            let bytes = env.shared.read_fixed::<N>(addresses[lane] & 0xffff_ffff, touch);
+            let bytes = env.shared.read_fixed::<N>(addresses[lane], touch);
             let bytes = bytes.map_err(|what| Stop { lane: lane as u32, what })?;
             for (element, part) in
                 access.elements.iter().zip(bytes.chunks_exact(access.bytes as usize))
@@ -192,7 +191,7 @@ impl Warp {
                 part.copy_from_slice(&value[..size]);
             }
             let touch = self.touch(lane, true, access.order.is_strong());
-            let stored = env.shared.write_fixed(addresses[lane] & 0xffff_ffff, bytes, touch);
+            let stored = env.shared.write_fixed(addresses[lane], bytes, touch);
             stored.map_err(|what| Stop { lane: lane as u32, what })?;
         }
         Ok(())

@@ -107,7 +107,7 @@ impl Warp {
                     }
                 };
                 let (b, c) = (value(b), value(c));
-                let at = addresses[lane] + index as u64 * u64::from(bytes);
+                let at = addresses[lane].wrapping_add(index as u64 * u64::from(bytes));
                 let old = self.atomic_at(env, atomic, at, lane, b, c);
                 let old = old.map_err(|what| Stop { lane: lane as u32, what })?;
                 if d != NONE {

@@ -24,10 +24,10 @@ fn is_contiguous(addresses: &[u64; LANES], len: u64) -> bool {
 /// The same for offsets in shared memory.
 #[inline]
 fn is_contiguous_shared(addresses: &[u64; LANES], len: u64) -> bool {
-    let first = addresses[0] & 0xffff_ffff;
+    let first = addresses[0];
     let mut differences = 0;
     for (lane, address) in addresses.iter().enumerate() {
-        differences |= (address & 0xffff_ffff) ^ (first + lane as u64 * len);
+        differences |= address ^ (first.wrapping_add(lane as u64 * len));
     }
     differences == 0
 }
@@ -70,8 +70,7 @@ impl Warp {
             return false;
         }
         let touch = self.touch(0, false, access.order.is_strong());
-        let Some(bytes) = env.shared.read_span(addresses[0] & 0xffff_ffff, len as u32, touch)
-        else {
+        let Some(bytes) = env.shared.read_span(addresses[0], len as u32, touch) else {
             return false;
         };
         scatter_all(&mut self.registers, access, bytes)
@@ -89,8 +88,7 @@ impl Warp {
             return false;
         }
         let touch = self.touch(0, true, access.order.is_strong());
-        let Some(bytes) = env.shared.write_span(addresses[0] & 0xffff_ffff, len as u32, touch)
-        else {
+        let Some(bytes) = env.shared.write_span(addresses[0], len as u32, touch) else {
             return false;
         };
         gather_all(&self.registers, access, bytes)

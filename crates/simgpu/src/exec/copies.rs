@@ -75,7 +75,7 @@ impl Warp {
             let under_way = Copy {
                 lane,
                 group: self.copies.num_committed[lane],
-                to: to[lane] & 0xffff_ffff,
+                to: to[lane],
                 len: copy.bytes,
                 from: Some((from[lane], sizes[lane])),
             };
@@ -153,7 +153,7 @@ fn read_source(env: &Env<'_>, from: u64, out: &mut [u8]) -> Result<(), FaultKind
         let len = [16, 8, 4, 2, 1].into_iter().find(|&len| at % len == 0 && at + len <= out.len());
         let len = len.unwrap_or(1);
         let piece = &mut out[at..at + len];
-        global::read(env.kernel.memory, &env.stores, from + at as u64, piece, checks)?;
+        global::read(env.kernel.memory, &env.stores, from.wrapping_add(at as u64), piece, checks)?;
         at += len;
     }
     Ok(())

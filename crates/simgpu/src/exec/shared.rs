@@ -97,7 +97,10 @@ impl Shared {
     ) -> Result<[u8; N], FaultKind> {
         let start = address as usize;
         let is_usual = address.is_multiple_of(N as u64)
-            && self.state.get(start..start + N).is_some_and(|states| states == [WRITTEN; N]);
+            && self
+                .state
+                .get(start..start.saturating_add(N))
+                .is_some_and(|states| states == [WRITTEN; N]);
         if is_usual {
             self.touch(address, N as u32, touch)?;
         } else {
@@ -118,7 +121,10 @@ impl Shared {
     ) -> Result<(), FaultKind> {
         let start = address as usize;
         let is_usual = address.is_multiple_of(N as u64)
-            && self.state.get(start..start + N).is_some_and(|states| states == [WRITTEN; N]);
+            && self
+                .state
+                .get(start..start.saturating_add(N))
+                .is_some_and(|states| states == [WRITTEN; N]);
         if !is_usual {
             return self.write(address, &bytes, touch);
         }
@@ -172,7 +178,7 @@ impl Shared {
         let (start, size) = (address as usize, 32 * len as usize);
         if !address.is_multiple_of(u64::from(len))
             || !len.is_multiple_of(4)
-            || start + size > self.data.len()
+            || start.saturating_add(size) > self.data.len()
         {
             return None;
         }

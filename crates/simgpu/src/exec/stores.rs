@@ -81,7 +81,7 @@ impl Stores {
     /// Whether bytes of any line of a range are held.
     pub(crate) fn holds_any(&self, address: u64, len: usize) -> bool {
         !self.is_empty()
-            && (address / LINE_BYTES..(address + len as u64).div_ceil(LINE_BYTES))
+            && (address / LINE_BYTES..address.saturating_add(len as u64).div_ceil(LINE_BYTES))
                 .any(|line| self.index.contains_key(&(line * LINE_BYTES)))
     }
 

@@ -61,7 +61,7 @@ impl Tally {
         let mut sectors: Vec<u64> = vec![];
         let mut bytes: Vec<(u64, u64)> = vec![];
         for &(address, len) in accesses {
-            let end = address + u64::from(len);
+            let end = address.saturating_add(u64::from(len));
             sectors.extend(address / 32..end.div_ceil(32));
             bytes.push((address, end));
         }
@@ -87,7 +87,9 @@ impl Tally {
         for lanes in accesses.chunks(group.max(1)) {
             let mut words: Vec<u64> = lanes
                 .iter()
-                .flat_map(|&(address, len)| address / 4..(address + u64::from(len)).div_ceil(4))
+                .flat_map(|&(address, len)| {
+                    address / 4..address.saturating_add(u64::from(len)).div_ceil(4)
+                })
                 .collect();
             words.sort_unstable();
             words.dedup();

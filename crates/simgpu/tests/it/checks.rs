@@ -54,6 +54,11 @@ fn out_of_bounds() {
     let is_shared =
         |what: &FaultKind| matches!(what, FaultKind::OutOfBounds { space: Space::Shared, .. });
     faults("st.shared.u32 [%r2+1000], %r1;", is_shared);
+    faults(
+        "cvt.u64.u32 %rd3, %r2; cvta.shared.u64 %rd3, %rd3; st.shared.u32 [%rd3], %r1;",
+        is_shared,
+    );
+    passes("cvt.u64.u32 %rd3, %r2; cvta.shared.u64 %rd3, %rd3; st.u32 [%rd3], %r1;");
     passes("st.shared.u32 [%r2+768], %r1;");
     let is_local =
         |what: &FaultKind| matches!(what, FaultKind::OutOfBounds { space: Space::Local, .. });
@@ -63,6 +68,49 @@ fn out_of_bounds() {
         |what: &FaultKind| matches!(what, FaultKind::OutOfBounds { space: Space::Param, .. });
     faults("ld.param.u32 %r4, [p+8];", is_param);
     passes("ld.param.u32 %r4, [p+4];");
+}
+
+#[test]
+fn any_address_is_a_fault_and_no_panic() {
+    let bodies = [
+        "ld.global.u32 %r4, [%rd3];",
+        "ld.global.v4.u32 {%r4, %r5, %r6, %r7}, [%rd3];",
+        "st.global.u32 [%rd3], %r1;",
+        "ld.u32 %r4, [%rd3];",
+        "st.shared.u32 [%rd3], %r1;",
+        "ld.shared.v2.u32 {%r4, %r5}, [%rd3];",
+        "ld.local.u32 %r4, [%rd3];",
+        "ld.param.u32 %r4, [%rd3];",
+        "atom.global.add.u32 %r4, [%rd3], 1;",
+        "atom.shared.add.u32 %r4, [%rd3], 1;",
+        "cp.async.ca.shared.global [%r2], [%rd3], 4;",
+        "cp.async.ca.shared.global [%rd3], [%rd1], 4;",
+        "ld.shared.u8 %r4, [%rd3];",
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r4, %r5, %r6, %r7}, [%rd3];",
+    ];
+    for body in bodies {
+        for address in [
+            "-4",
+            "-16",
+            "0xffffffff",
+            "0xf00000000000",
+            "0xf0ffffffffff",
+            "0xf20000000100",
+            "0x1000000000000",
+            "-1",
+        ] {
+            // From one place, and from one after the other, which is another path.
+            for per_lane in [0, 4, 16] {
+                let body = format!(
+                    "mov.u64 %rd3, {address}; mad.wide.u32 %rd3, %r1, {per_lane}, %rd3; {body}"
+                );
+                for counts in [false, true] {
+                    let outcomes = outcomes(&body, |device| device.options.count_memory = counts);
+                    assert!(outcomes.iter().all(Option::is_some), "{body}");
+                }
+            }
+        }
+    }
 }
 
 #[test]

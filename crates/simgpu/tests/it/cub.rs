@@ -184,8 +184,8 @@ fn device_sort() {
     let shape = device.download::<u32>(shape, 6);
     let [_, _, sum_threads, sweep_threads, sweep_items, bits] = shape[..] else { panic!() };
     let (passes, digits) = (32_u32.div_ceil(bits), 1_usize << bits);
-    for seed in [1, 2] {
-        device.options.seed = seed;
+    for (seed, threads) in [(1, 1), (2, 2)] {
+        (device.options.seed, device.options.threads) = (seed, threads);
         let len = 10_007;
         let keys = words(seed, len);
         let values: Vec<i32> = (0..len as i32).collect();

@@ -8,5 +8,7 @@ mod cutlass;
 mod damage;
 mod harness;
 mod instructions;
+mod library;
 mod nvcc;
+mod random_programs;
 mod schedule;

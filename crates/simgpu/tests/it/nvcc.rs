@@ -49,15 +49,10 @@ pub(crate) fn compile(source: &str, arguments: &[&str]) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out.ptx");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels").join(source);
+    let has_arch = arguments.iter().any(|argument| argument.starts_with("-arch"));
     let done = Command::new(nvcc)
-        .args([
-            "-fmad=false",
-            "-std=c++17",
-            "-arch=sm_80",
-            "-ptx",
-            "-w",
-            "--expt-relaxed-constexpr",
-        ])
+        .args(["-fmad=false", "-std=c++17", "-ptx", "-w", "--expt-relaxed-constexpr"])
+        .args((!has_arch).then_some("-arch=sm_80"))
         .args(arguments)
         .arg(source)
         .arg("-o")
