@@ -256,7 +256,7 @@ pub trait Backend: Sized + Send + 'static {
     /// Samples or scores each row of the current tile from its logits, float32, as its [`crate::LogitRow`] says.
     fn sample(&mut self, logits: &Self::Tensor);
 
-    /// Copies whole blocks of the cache, all layers; pairs are (from, to).
+    /// Copies whole blocks of the cache, all layers; pairs are (from, to), and no block is in two of them.
     fn copy_blocks(&mut self, cache: &mut Self::KvCache, pairs: &[(u32, u32)]);
 
     /// Waits for the queue and moves the results, one per logit row in order, into `results`
