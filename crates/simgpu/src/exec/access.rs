@@ -284,8 +284,7 @@ impl Warp {
         let mut buffer = [0; MAX_BYTES];
         let mut left = active;
         while left != 0 {
-            let lane = if is_reversed { 31 - left.leading_zeros() } else { left.trailing_zeros() }
-                as usize;
+            let lane = if is_reversed { left.ilog2() } else { left.trailing_zeros() } as usize;
             left &= !(1 << lane);
             for (element, part) in access.elements.iter().zip(buffer.chunks_exact_mut(size)) {
                 let value = element.lane(&self.registers, lane);
