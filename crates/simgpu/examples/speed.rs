@@ -53,7 +53,31 @@ fn measure(name: &str, body: &str, options: &Options) {
     );
 }
 
+/// Time of a launch of a few blocks that do next to nothing.
+fn launch_cost() {
+    let memory = Memory::new(1 << 24);
+    let module = Module::parse(&kernel("exit;")).expect("the kernel parses");
+    let loaded = module.load(&memory).expect("the module loads");
+    let params = memory.allocate(1 << 20).expect("memory").to_le_bytes();
+    for threads in [1, 2] {
+        let options = Options { threads, ..Options::default() };
+        let config = LaunchConfig {
+            grid: [8, 1, 1],
+            block: [128, 1, 1],
+            dynamic_shared_bytes: 0,
+            params: &params,
+        };
+        let start = Instant::now();
+        for _ in 0..1000 {
+            launch(&loaded, "k", &config, &memory, &options).expect("no fault");
+        }
+        let micros = start.elapsed().as_secs_f64() * 1e3;
+        println!("a launch of 8 short blocks on {threads} threads: {micros:.0} us");
+    }
+}
+
 fn main() {
+    launch_cost();
     let mut fma = String::new();
     let mut int = String::new();
     for i in 0..16 {

@@ -279,8 +279,13 @@ impl Warp {
                 _ => {}
             }
         }
+        // Of lanes that write one place, any may win.
+        let is_reversed = env.kernel.options.hostile_schedule && env.random.one_in(2);
         let mut buffer = [0; MAX_BYTES];
-        for lane in lanes(active) {
+        let mut left = active;
+        while left != 0 {
+            let lane = if is_reversed { left.ilog2() } else { left.trailing_zeros() } as usize;
+            left &= !(1 << lane);
             for (element, part) in access.elements.iter().zip(buffer.chunks_exact_mut(size)) {
                 let value = element.lane(&self.registers, lane);
                 part.copy_from_slice(&value.to_le_bytes()[..size]);

@@ -92,6 +92,23 @@ fn a_late_store_and_an_early_one_make_a_word() {
 }
 
 #[test]
+fn any_lane_may_win() {
+    let text = one_pointer("", "st.relaxed.gpu.global.u32 [%rd1], %r1;");
+    let mut device = Device::new(&text);
+    let mut winners: Vec<u32> = (0..20)
+        .map(|seed| {
+            device.options.seed = seed;
+            let buffer = device.alloc(4);
+            device.launch("k", 1, 32, 0, &[Arg::U64(buffer)]);
+            device.download::<u32>(buffer, 1)[0]
+        })
+        .collect();
+    winners.sort_unstable();
+    winners.dedup();
+    assert_eq!(winners, [0, 31]);
+}
+
+#[test]
 fn a_lock_between_lanes_makes_progress() {
     // Every lane takes the same lock in turn: a schedule that always preferred one path would hang.
     let text = one_pointer("", "
