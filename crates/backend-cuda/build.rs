@@ -26,6 +26,9 @@ const NVCC_FLAGS: [&str; 8] = [
     "-Werror=all-warnings",
 ];
 
+/// Releases of nvcc before this one know other PTX.
+const LEAST_RELEASE: u32 = 13;
+
 fn main() -> ExitCode {
     match build() {
         Ok(()) => ExitCode::SUCCESS,
@@ -44,6 +47,7 @@ fn build() -> Result<(), String> {
     println!("cargo::rerun-if-changed={}", kernels.join("src").display());
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=CUDA_HOME");
+    println!("cargo::rerun-if-env-changed=PATH");
     let table = match find_nvcc(&out_dir) {
         Some(nvcc) => {
             println!("cargo::rerun-if-changed={}", nvcc.display());
@@ -69,7 +73,26 @@ fn find_nvcc(out_dir: &Path) -> Option<PathBuf> {
     let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin/nvcc"));
     let path = env::var_os("PATH").unwrap_or_default();
     let in_path: Vec<PathBuf> = env::split_paths(&path).map(|dir| dir.join("nvcc")).collect();
-    installed.chain(home).chain(in_path).find(|nvcc| nvcc.is_file())
+    let mut found = installed.chain(home).chain(in_path).filter(|nvcc| nvcc.is_file());
+    found.find(|nvcc| match release(nvcc) {
+        Some(release) if release >= LEAST_RELEASE => true,
+        release => {
+            println!(
+                "cargo::warning={} is left alone: its release is {release:?}, {LEAST_RELEASE} is needed \
+                 (`cargo xtask cuda-toolkit` installs one)",
+                nvcc.display()
+            );
+            false
+        }
+    })
+}
+
+/// The major release of a compiler: `… release 13.0, V13.0.88`.
+fn release(nvcc: &Path) -> Option<u32> {
+    let output = Command::new(nvcc).arg("--version").output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (_, rest) = text.split_once("release ")?;
+    rest.split(['.', ',']).next()?.parse().ok()
 }
 
 /// All `.cu` files, the largest first: those take longest.

@@ -22,8 +22,8 @@ __device__ __forceinline__ float gated(float gate, float up, uint32_t activation
 
 template <typename T>
 __device__ __forceinline__ void gated_activation(const GatedActivationParams &p) {
-    const uint32_t row = blockIdx.y;
-    const uint32_t first = 8 * (blockIdx.x * blockDim.x + threadIdx.x);
+    const uint32_t row = blockIdx.x;
+    const uint32_t first = 8 * (blockIdx.y * blockDim.x + threadIdx.x);
     if (first >= p.width || row >= *p.num_rows) return;
     const T *gate = static_cast<const T *>(p.gate_up) + static_cast<size_t>(row) * 2 * p.width;
     const T *up = gate + p.width;
@@ -48,9 +48,9 @@ __device__ __forceinline__ float capped(float value, float cap) {
 }
 
 __device__ __forceinline__ void soft_cap(const SoftCapParams &p) {
-    const uint32_t first = 4 * (blockIdx.x * blockDim.x + threadIdx.x);
-    if (blockIdx.y >= *p.num_rows || first >= p.width) return;
-    float *values = p.values + static_cast<size_t>(blockIdx.y) * p.width;
+    const uint32_t first = 4 * (blockIdx.y * blockDim.x + threadIdx.x);
+    if (blockIdx.x >= *p.num_rows || first >= p.width) return;
+    float *values = p.values + static_cast<size_t>(blockIdx.x) * p.width;
     if (rows_of_4(p.values, p.width)) {
         float four[4];
         load_4(four, values + first);

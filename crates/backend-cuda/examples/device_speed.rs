@@ -19,7 +19,9 @@ const WIDTH: usize = 4096;
 /// Positions of the attention.
 const CONTEXT: usize = 4096;
 /// Enqueued at once, so that the host's part does not count.
-const REPEATS: u32 = 50;
+const REPEATS: usize = 48;
+/// What calls go through in turns: far more than a cache of the second level holds.
+const WORKING_SET: usize = 512 << 20;
 
 fn main() -> anyhow::Result<()> {
     let device = CudaDevice::open(0)?;
@@ -42,17 +44,17 @@ fn limits(max_tokens: usize, max_chunks: usize) -> BackendLimits {
     BackendLimits { max_tokens, max_gathered: 1, max_chunks, max_positions: CONTEXT + 16 }
 }
 
-/// Seconds of one of many calls.
+/// Seconds of one of many calls, each told its number.
 fn time(
     backend: &mut CudaBackend,
-    mut enqueue: impl FnMut(&mut CudaBackend),
+    mut enqueue: impl FnMut(&mut CudaBackend, usize),
 ) -> anyhow::Result<f64> {
-    enqueue(backend);
+    enqueue(backend, 0);
     backend.finish_step(&mut Vec::new())?;
     let begin = Instant::now();
-    (0..REPEATS).for_each(|_| enqueue(backend));
+    (0..REPEATS).for_each(|call| enqueue(backend, call));
     backend.finish_step(&mut Vec::new())?;
-    Ok(begin.elapsed().as_secs_f64() / f64::from(REPEATS))
+    Ok(begin.elapsed().as_secs_f64() / REPEATS as f64)
 }
 
 fn row(operation: &str, rows: usize, seconds: f64, bytes: f64, operations: f64) {
@@ -65,12 +67,17 @@ fn linear(device: &CudaDevice, name: &str, kind: WeightKind, rows: usize) -> any
         (0..WIDTH as u64).flat_map(|row| random_row(kind, WIDTH, 0.05, row)).collect();
     let mut backend = CudaBackend::new(device, WorkType::Bf16, limits(rows, 1))?;
     let view = WeightView::whole("weight", kind, WIDTH, WIDTH, &data);
-    let weight = backend.pack_linear(&[view], InnerSplit::WHOLE)?;
+    let copies = (WORKING_SET / data.len()).clamp(1, REPEATS);
+    let weights: Vec<_> = (0..copies)
+        .map(|_| backend.pack_linear(&[view], InnerSplit::WHOLE))
+        .collect::<Result<_, _>>()?;
     let mut input = backend.tensor(RowSet::Tokens, WIDTH)?;
     let mut out = backend.tensor(RowSet::Tokens, WIDTH)?;
     TestStep::rows(rows).begin(&mut backend, &[]);
     backend.write(&mut input, &vec![0.5; rows * WIDTH]);
-    let seconds = time(&mut backend, |backend| backend.linear(&mut out, &input, &weight, None))?;
+    let seconds = time(&mut backend, |backend, call| {
+        backend.linear(&mut out, &input, &weights[call % copies], None);
+    })?;
     let bytes = data.len() + 2 * rows * WIDTH * 2;
     let operations = 2.0 * (rows * WIDTH * WIDTH) as f64;
     row(&format!("linear {WIDTH} x {WIDTH}, {name}"), rows, seconds, bytes as f64, operations);
@@ -82,7 +89,9 @@ fn attention(device: &CudaDevice, sequences: usize) -> anyhow::Result<()> {
     let blocks_each = CONTEXT.div_ceil(16) + 1;
     let mut backend = CudaBackend::new(device, WorkType::Bf16, limits(CONTEXT, sequences))?;
     let num_blocks = sequences * blocks_each;
-    let shape = KvCacheShape { num_layers: 1, num_blocks, num_kv_heads, head_dim };
+    let bytes = sequences * CONTEXT * num_kv_heads * 2 * head_dim * 2;
+    let num_layers = (WORKING_SET / bytes).clamp(1, REPEATS);
+    let shape = KvCacheShape { num_layers, num_blocks, num_kv_heads, head_dim };
     let mut cache = backend.kv_cache(shape)?;
     let rotary = backend.rotary(&[0.01; 64], 1.0, RotaryStyle::Half)?;
     let params = AttentionParams {
@@ -99,19 +108,23 @@ fn attention(device: &CudaDevice, sequences: usize) -> anyhow::Result<()> {
     let sequence =
         |at: usize, start, rows| Sequence::contiguous(start, rows, (at * blocks_each) as u32);
     for at in 0..sequences {
-        TestStep::new(&[sequence(at, 0, CONTEXT - 1)]).begin(&mut backend, &[]);
-        backend.write(&mut qkv, &vec![0.1; (CONTEXT - 1) * width]);
-        backend.rotary_kv_write(&mut qkv, &mut cache, 0, &rotary, &params);
-        backend.finish_step(&mut Vec::new())?;
+        for layer in 0..num_layers {
+            TestStep::new(&[sequence(at, 0, CONTEXT - 1)]).begin(&mut backend, &[]);
+            backend.write(&mut qkv, &vec![0.1; (CONTEXT - 1) * width]);
+            backend.rotary_kv_write(&mut qkv, &mut cache, layer, &rotary, &params);
+            backend.finish_step(&mut Vec::new())?;
+        }
     }
     let step: Vec<_> = (0..sequences).map(|at| sequence(at, CONTEXT - 1, 1)).collect();
     TestStep::new(&step).begin(&mut backend, &[]);
     backend.write(&mut qkv, &vec![0.1; sequences * width]);
-    backend.rotary_kv_write(&mut qkv, &mut cache, 0, &rotary, &params);
-    let seconds = time(&mut backend, |backend| {
-        backend.paged_attention(&mut out, &qkv, &cache, 0, &params);
+    for layer in 0..num_layers {
+        backend.rotary_kv_write(&mut qkv, &mut cache, layer, &rotary, &params);
+    }
+    let seconds = time(&mut backend, |backend, call| {
+        backend.paged_attention(&mut out, &qkv, &cache, call % num_layers, &params);
     })?;
-    let bytes = (sequences * CONTEXT * num_kv_heads * 2 * head_dim * 2) as f64;
+    let bytes = bytes as f64;
     let operations = 4.0 * (sequences * CONTEXT * num_heads * head_dim) as f64;
     row(&format!("attention of {CONTEXT} positions"), sequences, seconds, bytes, operations);
     Ok(())

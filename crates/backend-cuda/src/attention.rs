@@ -46,14 +46,13 @@ impl Plans {
         self.slots.iter_mut().for_each(|slot| slot.is_fresh = false);
     }
 
-    /// The plan of these layers for this step, made and sent if no layer did before.
-    pub(crate) fn of(
+    /// Where the plan of these layers is kept, made if it is not there; and the bytes that this took.
+    pub(crate) fn prepare(
         &mut self,
-        (device, stream): (&CudaDevice, &Stream),
+        device: &CudaDevice,
         (limits, work): (&BackendLimits, WorkType),
         params: &AttentionParams,
-        chunks: &[PlanChunk],
-    ) -> Result<&PlanSlot, CudaError> {
+    ) -> Result<(usize, u64), CudaError> {
         let shape = PlanShape {
             group: (params.num_heads / params.num_kv_heads) as u32,
             num_kv_heads: params.num_kv_heads as u32,
@@ -62,11 +61,22 @@ impl Plans {
                 && device.shape().has_wide_attention(params.head_dim as u32),
         };
         let is_it = |slot: &PlanSlot| slot.shape == shape && slot.head_dim == params.head_dim;
-        let known = self.slots.iter().position(is_it);
-        if known.is_none() {
-            self.slots.push(PlanSlot::new(&device.context, limits, shape, params.head_dim)?);
+        if let Some(at) = self.slots.iter().position(is_it) {
+            return Ok((at, 0));
         }
-        let at = known.unwrap_or(self.slots.len() - 1);
+        let slot = PlanSlot::new(&device.context, limits, shape, params.head_dim)?;
+        let bytes = (slot.device.bytes() + slot.workspace.bytes()) as u64;
+        self.slots.push(slot);
+        Ok((self.slots.len() - 1, bytes))
+    }
+
+    /// The plan that is kept there for this step, made and sent if no layer did before.
+    pub(crate) fn of(
+        &mut self,
+        at: usize,
+        stream: &Stream,
+        chunks: &[PlanChunk],
+    ) -> Result<&PlanSlot, CudaError> {
         let slot = &mut self.slots[at];
         if !slot.is_fresh {
             slot.plan.plan(chunks, &slot.shape, slot.budget);

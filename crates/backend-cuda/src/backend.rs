@@ -112,6 +112,10 @@ impl CudaBackend {
     }
 
     fn sign(&mut self) {
+        // After an error nothing of the step counts.
+        if self.failure.is_some() {
+            return;
+        }
         self.num_operations += 1;
         if !self.num_operations.is_multiple_of(OPERATIONS_PER_SIGN) || self.progress.is_none() {
             return;
@@ -151,9 +155,9 @@ impl CudaBackend {
         cache: u64,
         params: &AttentionParams,
     ) -> Result<(), CudaError> {
-        let place = (&self.device, &self.stream);
-        let chunks = &self.words.chunks;
-        let slot = self.plans.of(place, (&self.limits, self.work), params, chunks)?;
+        let (at, bytes) = self.plans.prepare(&self.device, (&self.limits, self.work), params)?;
+        self.memory_bytes += bytes;
+        let slot = self.plans.of(at, &self.stream, &self.words.chunks)?;
         let addresses = Addresses {
             out: out.address(),
             qkv: qkv.address(),
@@ -195,6 +199,13 @@ impl CudaBackend {
         Ok(buffer)
     }
 
+    /// Memory for attention of this shape.
+    pub(crate) fn plan_attention(&mut self, params: &AttentionParams) -> Result<(), CudaError> {
+        let (_, bytes) = self.plans.prepare(&self.device, (&self.limits, self.work), params)?;
+        self.memory_bytes += bytes;
+        Ok(())
+    }
+
     pub(crate) fn new_tensor(
         &mut self,
         rows: RowSet,
@@ -210,7 +221,7 @@ impl CudaBackend {
     }
 
     /// Statistics for tiles of logits as wide as this.
-    fn stats(&mut self, vocabulary: usize) -> Result<u64, CudaError> {
+    pub(crate) fn stats(&mut self, vocabulary: usize) -> Result<u64, CudaError> {
         let bytes =
             self.limits.max_gathered * vocabulary.div_ceil(SEGMENT) * size_of::<SegmentStats>();
         if self.stats.as_ref().is_none_or(|stats| stats.bytes() < bytes) {

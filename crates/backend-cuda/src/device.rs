@@ -22,7 +22,6 @@ impl CudaDevice {
 
     /// Free bytes and all bytes of its memory.
     pub fn memory(&self) -> Result<(u64, u64), CudaError> {
-        self.context.bind()?;
         self.context.memory()
     }
 

@@ -2,7 +2,7 @@
 //!
 //! [`CudaDevice`] opens a device and loads the kernels, [`CudaBackend`] is the `Backend` on it. [`kernels`]
 //! says which entries there are, with the structs they take and their launch geometry; [`pack`] turns
-//! weights into the kernels' layouts; both are plain Rust, tested without a device. [`driver`] has the
+//! weights into the kernels' layouts; both are plain Rust, tested without a device. `driver` has the
 //! driver's handles, and all unsafe code.
 //!
 //! Absent on purpose: models, other ranks, the choice of a device.
@@ -14,7 +14,7 @@ mod device;
     unsafe_code,
     reason = "the driver's C interface: handles and addresses that it gave, each block says why it holds"
 )]
-pub mod driver;
+mod driver;
 pub mod kernels;
 mod operations;
 pub mod pack;
@@ -26,7 +26,7 @@ mod weight;
 
 pub use backend::CudaBackend;
 pub use device::CudaDevice;
-pub use driver::{CudaError, DeviceInfo, device_count};
+pub use driver::{CudaError, DeviceInfo, check_device, device_count};
 pub use kernels::{HAS_KERNELS, WorkType};
 pub use tensor::{CudaKvCache, CudaRotary, CudaTable, CudaTensor, CudaVector};
 pub use weight::CudaWeight;

@@ -70,6 +70,11 @@ impl Backend for CudaBackend {
     }
 
     fn float_tensor(&mut self, rows: RowSet, width: usize) -> Result<CudaTensor, BackendError> {
+        if rows == RowSet::Gathered {
+            // Of all of these, logits are the widest.
+            let stats = self.stats(width).map(drop);
+            stats.map_err(|error| backend_error(&error, "statistics of logits", width))?;
+        }
         self.new_tensor(rows, width, WorkType::F32)
     }
 
@@ -86,6 +91,11 @@ impl Backend for CudaBackend {
             cosines: self.upload("cosines", bytemuck::cast_slice(&cos))?,
             sines: self.upload("sines", bytemuck::cast_slice(&sin))?,
         })
+    }
+
+    fn prepare_attention(&mut self, params: &AttentionParams) -> Result<(), BackendError> {
+        let outcome = self.plan_attention(params);
+        outcome.map_err(|error| backend_error(&error, "attention's workspace", 0))
     }
 
     fn kv_cache(&mut self, shape: KvCacheShape) -> Result<CudaKvCache, BackendError> {

@@ -171,6 +171,11 @@ pub trait Backend: Sized + Send + 'static {
         style: RotaryStyle,
     ) -> Result<Self::Rotary, BackendError>;
 
+    /// Plans memory for attention layers of this shape, before the cache takes what is left.
+    fn prepare_attention(&mut self, _params: &AttentionParams) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     /// A KV cache, contents undefined.
     fn kv_cache(&mut self, shape: KvCacheShape) -> Result<Self::KvCache, BackendError>;
 

@@ -209,9 +209,9 @@ pub(crate) struct ComputeArguments {
 }
 
 impl ComputeArguments {
-    /// What computes.
-    pub(crate) fn device(&self) -> anyhow::Result<Device> {
-        self.device.choose()
+    /// What so many ranks compute on.
+    pub(crate) fn device(&self, ranks: u32) -> anyhow::Result<Device> {
+        self.device.choose(ranks)
     }
 
     /// The instruction set; `None` for the best that the machine has.
@@ -236,10 +236,7 @@ impl ComputeArguments {
         let threads = self.threads_per_rank(ranks as usize)?.to_string();
         let dtype = self.dtype.to_string();
         // Decided once, so that all workers agree.
-        let device = self.device()?;
-        #[cfg(feature = "cuda")]
-        device.check_degree(ranks)?;
-        let device = device.to_string();
+        let device = self.device(ranks)?.to_string();
         let frequencies = self.rope_frequencies.to_string();
         let pairs = [
             ("--device", &device),

@@ -2,20 +2,19 @@
 
 use anyhow::bail;
 use oarlock_backend::{BackendLimits, Progress};
-use oarlock_backend_cuda::{CudaBackend, CudaDevice, CudaError, HAS_KERNELS, WorkType};
+use oarlock_backend_cuda::{CudaBackend, CudaDevice, WorkType, check_device};
 use oarlock_collective::{Collective, Transport};
 use oarlock_types::Shard;
 use oarlock_worker::{BackendKind, Dtype, Memory};
 
-/// Why no CUDA device can compute here, if none can.
-pub(crate) fn check() -> Result<(), CudaError> {
-    if !HAS_KERNELS {
-        return Err(CudaError::NoKernels);
-    }
-    match oarlock_backend_cuda::device_count()? {
-        0 => Err(CudaError::NoDevice { ordinal: 0, count: 0 }),
-        _ => Ok(()),
-    }
+/// Why CUDA devices cannot compute here, if they cannot: as many as there are ranks are needed.
+pub(crate) fn check(ranks: u32) -> anyhow::Result<()> {
+    check_device(0)?;
+    anyhow::ensure!(
+        ranks == 1,
+        "--tensor-parallel {ranks}: CUDA devices cannot work together yet; take 1, or --device cpu"
+    );
+    Ok(())
 }
 
 /// A rank computes on the device of its number.

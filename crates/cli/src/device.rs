@@ -24,16 +24,20 @@ pub(crate) enum Device {
 }
 
 impl DeviceArgument {
-    /// Asks the machine. Auto is silent about what is not there.
-    pub(crate) fn choose(self) -> anyhow::Result<Device> {
+    /// Asks the machine for what so many ranks can compute on. Auto is silent about what is not there, or not
+    /// enough.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "the CPU has any number"))]
+    pub(crate) fn choose(self, ranks: u32) -> anyhow::Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
             #[cfg(feature = "cuda")]
-            Self::Auto => Ok(if crate::cuda::check().is_ok() { Device::Cuda } else { Device::Cpu }),
+            Self::Auto => {
+                Ok(if crate::cuda::check(ranks).is_ok() { Device::Cuda } else { Device::Cpu })
+            }
             #[cfg(feature = "cuda")]
             Self::Cuda => {
                 use anyhow::Context as _;
-                crate::cuda::check().context("--device cuda")?;
+                crate::cuda::check(ranks).context("--device cuda")?;
                 Ok(Device::Cuda)
             }
             #[cfg(not(feature = "cuda"))]
@@ -44,18 +48,6 @@ impl DeviceArgument {
                  compiler, then build it with --features cuda"
             ),
         }
-    }
-}
-
-#[cfg(feature = "cuda")]
-impl Device {
-    /// Refuses a number of ranks that the device cannot have yet.
-    pub(crate) fn check_degree(self, ranks: u32) -> anyhow::Result<()> {
-        anyhow::ensure!(
-            self == Self::Cpu || ranks == 1,
-            "--tensor-parallel {ranks}: CUDA devices cannot work together yet; take 1, or --device cpu"
-        );
-        Ok(())
     }
 }
 

@@ -82,7 +82,7 @@ fn run_worker(arguments: WorkerArguments) -> anyhow::Result<()> {
     };
     // The runtime only carries messages; the backend has threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match arguments.compute.device()? {
+    match arguments.compute.device(1)? {
         Device::Cpu => {
             let kind = CpuOptions {
                 threads: arguments.compute.threads,

@@ -140,8 +140,9 @@ impl<B: Backend> Decoder<B> {
                     )
                 })
                 .transpose()?,
-            cache: backend.kv_cache(cache)?,
             activations: Activations::new(&spec, &ranges, backend)?,
+            // Last, since it is the largest that may be too large.
+            cache: backend.kv_cache(cache)?,
             words: Vec::with_capacity(backend.limits().max_tokens + backend.limits().max_chunks),
             trace: Trace::default(),
             spec,
@@ -312,6 +313,7 @@ impl<B: Backend> Attention<B> {
             sliding_window: windowed.map(|(window, _)| window),
             soft_cap: spec.attention_soft_cap,
         };
+        backend.prepare_attention(&params)?;
         Ok(Self { params, rotary: backend.rotary(&frequencies, 1.0, spec.rotary_style)? })
     }
 }

@@ -4,6 +4,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 /// The file that `oarlock fetch demo` keeps in the cache directory.
 const DEMO_FILE: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
@@ -95,10 +96,15 @@ pub fn binary() -> PathBuf {
 ///
 /// Panics with the remedy where it is not built.
 pub fn simulated_gpus() -> PathBuf {
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let profile = profile_dir();
     let name = "liboarlock_simgpu.so";
+    // As a dependency of a test it is built in one place, by itself in the other.
+    let built = |path: &PathBuf| fs::metadata(path).and_then(|file| file.modified()).ok();
     let candidates = [profile.join(name), profile.join("deps").join(name)];
-    let Some(library) = candidates.iter().find(|path| path.is_file()) else {
+    let newest = candidates.into_iter().filter(|path| path.is_file()).max_by_key(built);
+    let Some(library) = newest else {
         panic!(
             "{name} is not built: run `cargo build -p oarlock-simgpu` first, or `cargo xtask test`"
         );
@@ -107,13 +113,13 @@ pub fn simulated_gpus() -> PathBuf {
     fs::create_dir_all(&folder).expect("a folder in the target folder");
     for link in ["libcuda.so", "libcuda.so.1"] {
         let link = folder.join(link);
-        if fs::read_link(&link).is_ok_and(|target| target == *library) {
+        if fs::read_link(&link).is_ok_and(|target| target == library) {
             continue;
         }
-        // Made aside and renamed, since other tests look for it at the same time.
+        // Made aside and renamed, since other test programs look for it at the same time.
         let aside = folder.join(format!("link-{}", std::process::id()));
         drop(fs::remove_file(&aside));
-        std::os::unix::fs::symlink(library, &aside).expect("a link in the target folder");
+        std::os::unix::fs::symlink(&library, &aside).expect("a link in the target folder");
         fs::rename(&aside, &link).expect("a link in the target folder");
     }
     folder

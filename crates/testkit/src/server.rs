@@ -71,6 +71,10 @@ impl ServerOptions {
         let mut command = Command::new(binary());
         command.arg("serve").arg("--model").arg(&self.model);
         command.args(["--host", "127.0.0.1", "--port", "0"]).args(&self.args);
+        // Tests are about one device, whatever the machine has.
+        if !self.args.iter().any(|word| word.starts_with("--device")) {
+            command.args(["--device", "cpu"]);
+        }
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
@@ -17,9 +17,6 @@ use crate::{cuda, models};
 /// Tells the tests to take the driver that is there, instead of the simulated one.
 const REAL: &str = "OARLOCK_TEST_REAL_GPU";
 
-/// Where the benchmark's server listens.
-const ADDRESS: &str = "127.0.0.1:8321";
-const PORT: &str = "8321";
 /// How long it may take to load.
 const READY: Duration = Duration::from_mins(2);
 
@@ -78,30 +75,48 @@ fn operations(workspace: &Workspace) -> anyhow::Result<String> {
 /// What `oarlock bench` says of the demo model on the device.
 fn serving(workspace: &Workspace, model: &std::path::Path) -> anyhow::Result<String> {
     let program = workspace.target_dir.join("release/oarlock");
+    let port_number = free_port()?;
+    let port = port_number.to_string();
     let mut server = Command::new(&program);
-    server.args(["serve", "--served-name", "demo", "--device", "cuda", "--port", PORT, "--model"]);
+    server.args([
+        "serve",
+        "--served-name",
+        "demo",
+        "--device",
+        "cuda",
+        "--kv-cache-tokens",
+        "65536",
+        "--port",
+        &port,
+        "--model",
+    ]);
     let mut server = server.arg(model).spawn().context("cannot start the server")?;
-    let url = format!("http://{ADDRESS}/v1");
+    let url = format!("http://127.0.0.1:{port}/v1");
     let url = url.as_str();
     let mut bench = Command::new(&program);
     bench.args(["bench", "--url", url, "--model", "demo", "--concurrency", "1,16,64"]);
     bench.args(["--requests", "128", "--input-len", "512", "--output-len", "128"]);
-    let outcome = wait_until_ready(&mut server).and_then(|()| output_of(&mut bench));
+    let outcome = wait_until_ready(&mut server, port_number).and_then(|()| output_of(&mut bench));
     // Nothing is lost with it.
     drop(server.kill());
     drop(server.wait());
     Ok(format!("`{}`\n\n```text\n{}```\n", show(&bench), outcome?))
 }
 
+/// A port of the loopback on which nobody listens.
+fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
 /// Asks for the model until it is there.
-fn wait_until_ready(server: &mut Child) -> anyhow::Result<()> {
+fn wait_until_ready(server: &mut Child, port: u16) -> anyhow::Result<()> {
     let begin = Instant::now();
     while begin.elapsed() < READY {
         if let Some(status) = server.try_wait()? {
             bail!("the server ended with {status}");
         }
         let mut answer = String::new();
-        if let Ok(mut stream) = TcpStream::connect(ADDRESS) {
+        if let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) {
             stream.write_all(b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
             drop(stream.read_to_string(&mut answer));
         }

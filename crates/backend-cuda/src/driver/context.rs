@@ -5,6 +5,10 @@ use std::sync::Arc;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
 
 use super::{CudaError, check};
+use crate::kernels::HAS_KERNELS;
+
+/// The release of the compiler whose PTX and machine code the driver must take.
+const LEAST_DRIVER: i32 = 13_000;
 
 /// How many devices there are; an error where there is no driver. Asks the loader first, since cudarc
 /// panics where the library is missing.
@@ -26,6 +30,32 @@ pub fn device_count() -> Result<usize, CudaError> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
+/// Whether this build can compute on the device, as far as can be told without it.
+pub fn check_device(ordinal: usize) -> Result<DeviceInfo, CudaError> {
+    if !HAS_KERNELS {
+        return Err(CudaError::NoKernels);
+    }
+    let count = device_count()?;
+    if ordinal >= count {
+        return Err(CudaError::NoDevice { ordinal, count });
+    }
+    let (mut version, mut device) = (0, 0);
+    // SAFETY: the driver is initialized and has a device of this number; integers are written.
+    let info = unsafe {
+        check("cuDriverGetVersion", sys::cuDriverGetVersion(&raw mut version))?;
+        check("cuDeviceGet", sys::cuDeviceGet(&raw mut device, ordinal as i32))?;
+        device_info(device)?
+    };
+    if version < LEAST_DRIVER {
+        return Err(CudaError::OldDriver { version });
+    }
+    if info.capability.0 < 8 {
+        let (major, minor) = info.capability;
+        return Err(CudaError::TooOld { name: info.name, major, minor });
+    }
+    Ok(info)
+}
+
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceInfo {
@@ -43,7 +73,7 @@ pub struct DeviceInfo {
 
 /// A device's primary context.
 #[derive(Debug)]
-pub struct Context {
+pub(crate) struct Context {
     device: sys::CUdevice,
     handle: sys::CUcontext,
     info: DeviceInfo,
@@ -56,21 +86,13 @@ unsafe impl Sync for Context {}
 
 impl Context {
     /// Retains the primary context of a device and makes it current.
-    pub fn new(ordinal: usize) -> Result<Arc<Self>, CudaError> {
-        let count = device_count()?;
-        if ordinal >= count {
-            return Err(CudaError::NoDevice { ordinal, count });
-        }
+    pub(crate) fn new(ordinal: usize) -> Result<Arc<Self>, CudaError> {
+        let info = check_device(ordinal)?;
         let mut device = 0;
         let mut handle = std::ptr::null_mut();
         // SAFETY: the driver is initialized and has a device of this number.
         unsafe {
             check("cuDeviceGet", sys::cuDeviceGet(&raw mut device, ordinal as i32))?;
-            let info = device_info(device)?;
-            if info.capability.0 < 8 {
-                let (major, minor) = info.capability;
-                return Err(CudaError::TooOld { name: info.name, major, minor });
-            }
             let retained = sys::cuDevicePrimaryCtxRetain(&raw mut handle, device);
             check("cuDevicePrimaryCtxRetain", retained)?;
             let this = Arc::new(Self { device, handle, info });
@@ -80,20 +102,21 @@ impl Context {
     }
 
     /// Makes it current on this thread; all other calls need that.
-    pub fn bind(&self) -> Result<(), CudaError> {
+    pub(crate) fn bind(&self) -> Result<(), CudaError> {
         // SAFETY: the context is retained for as long as this value lives.
         check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.handle) })
     }
 
     /// What the device is.
-    pub fn info(&self) -> &DeviceInfo {
+    pub(crate) fn info(&self) -> &DeviceInfo {
         &self.info
     }
 
     /// Free bytes and all bytes of the device's memory.
-    pub fn memory(&self) -> Result<(u64, u64), CudaError> {
+    pub(crate) fn memory(&self) -> Result<(u64, u64), CudaError> {
         let (mut free, mut total) = (0, 0);
-        // SAFETY: two integers are written.
+        self.bind()?;
+        // SAFETY: a context is current; two integers are written.
         let result = unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) };
         check("cuMemGetInfo", result)?;
         Ok((free as u64, total as u64))

@@ -10,7 +10,7 @@ use super::{Context, CudaError, check};
 
 /// Bytes of a device's memory. Contents are undefined until they are written.
 #[derive(Debug)]
-pub struct DeviceBuffer {
+pub(crate) struct DeviceBuffer {
     address: u64,
     bytes: usize,
     context: Arc<Context>,
@@ -18,7 +18,7 @@ pub struct DeviceBuffer {
 
 impl DeviceBuffer {
     /// Takes `bytes` of the device's memory; at least one.
-    pub fn new(context: &Arc<Context>, bytes: usize) -> Result<Self, CudaError> {
+    pub(crate) fn new(context: &Arc<Context>, bytes: usize) -> Result<Self, CudaError> {
         let mut address = 0;
         let bytes = bytes.max(1);
         context.bind()?;
@@ -28,12 +28,12 @@ impl DeviceBuffer {
     }
 
     /// Its first byte, as kernels see it.
-    pub fn address(&self) -> u64 {
+    pub(crate) fn address(&self) -> u64 {
         self.address
     }
 
     /// How many there are.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 }
@@ -51,7 +51,7 @@ impl Drop for DeviceBuffer {
 /// Page-locked memory of the host, zeroed. The device copies from and to it while the host goes on, so
 /// whoever enqueues a copy waits for it before the memory is touched again.
 #[derive(Debug)]
-pub struct PinnedBuffer<T: Pod> {
+pub(crate) struct PinnedBuffer<T: Pod> {
     start: std::ptr::NonNull<T>,
     len: usize,
     context: Arc<Context>,
@@ -62,7 +62,7 @@ unsafe impl<T: Pod + Send> Send for PinnedBuffer<T> {}
 
 impl<T: Pod> PinnedBuffer<T> {
     /// Takes memory for `len` values.
-    pub fn new(context: &Arc<Context>, len: usize) -> Result<Self, CudaError> {
+    pub(crate) fn new(context: &Arc<Context>, len: usize) -> Result<Self, CudaError> {
         let mut start = std::ptr::null_mut();
         let bytes = (len * size_of::<T>()).max(1);
         context.bind()?;

@@ -9,10 +9,11 @@ mod memory;
 mod module;
 mod stream;
 
-pub use context::{Context, DeviceInfo, device_count};
-pub use memory::{DeviceBuffer, PinnedBuffer};
-pub use module::Kernels;
-pub use stream::{Event, Stream};
+pub(crate) use context::Context;
+pub use context::{DeviceInfo, check_device, device_count};
+pub(crate) use memory::{DeviceBuffer, PinnedBuffer};
+pub(crate) use module::Kernels;
+pub(crate) use stream::{Event, Stream};
 
 use cudarc::driver::sys;
 use thiserror::Error;
@@ -32,6 +33,12 @@ pub enum CudaError {
         ordinal: usize,
         /// How many there are.
         count: usize,
+    },
+    /// The driver is older than the compiler of the kernels.
+    #[error("the CUDA driver is for CUDA {}.{}; 13.0 or newer is needed", version / 1000, version % 1000 / 10)]
+    OldDriver {
+        /// As the driver says it: 12040 is 12.4.
+        version: i32,
     },
     /// The device is older than the kernels.
     #[error("{name} has compute capability {major}.{minor}; 8.0 or higher is needed")]
@@ -62,11 +69,19 @@ pub enum CudaError {
 }
 
 impl CudaError {
+    /// The driver's number of the error, if it is one of the driver's.
+    #[must_use]
+    pub fn code(&self) -> Option<u32> {
+        match self {
+            Self::Call { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
     /// Whether the device has no memory left.
     #[must_use]
     pub fn is_out_of_memory(&self) -> bool {
-        let wanted = sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32;
-        matches!(self, Self::Call { code, .. } if *code == wanted)
+        self.code() == Some(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32)
     }
 }
 

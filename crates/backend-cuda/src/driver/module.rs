@@ -10,9 +10,12 @@ use cudarc::driver::sys::{self, CUfunction_attribute_enum as Attribute};
 use super::{Context, CudaError, Stream, check};
 use crate::kernels::{Launch, MODULES, Module};
 
+/// The driver's number for machine code that it cannot use.
+const NO_BINARY_FOR_GPU: u32 = sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU as u32;
+
 /// All entries of this build, loaded.
 #[derive(Debug)]
-pub struct Kernels {
+pub(crate) struct Kernels {
     modules: Vec<sys::CUmodule>,
     functions: BTreeMap<&'static str, sys::CUfunction>,
     context: Arc<Context>,
@@ -26,7 +29,7 @@ unsafe impl Sync for Kernels {}
 impl Kernels {
     /// Loads what this build has, as machine code where it has some for the device, and otherwise as PTX,
     /// which the driver compiles.
-    pub fn load(context: &Arc<Context>) -> Result<Self, CudaError> {
+    pub(crate) fn load(context: &Arc<Context>) -> Result<Self, CudaError> {
         if MODULES.is_empty() {
             return Err(CudaError::NoKernels);
         }
@@ -49,7 +52,7 @@ impl Kernels {
     ///
     /// # Panics
     /// If there is no such entry.
-    pub fn launch<P: Pod>(
+    pub(crate) fn launch<P: Pod>(
         &self,
         stream: &Stream,
         launch: &Launch,
@@ -70,8 +73,9 @@ impl Kernels {
             numAttrs: 0,
         };
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
-        // SAFETY: every entry takes one struct, whose mirror has its size (a test compares them); the driver
-        // copies it before the call returns. What its pointers name is the caller's.
+        // SAFETY: every entry takes one struct, whose mirror has its size (a test compares them), and this crate
+        // launches an entry with its own struct only; the driver copies it before the call returns. What its
+        // pointers name is the caller's.
         let result = unsafe {
             sys::cuLaunchKernelEx(
                 &raw const config,
@@ -100,7 +104,11 @@ fn load_module(module: &Module, capability: u32) -> Result<sys::CUmodule, CudaEr
     let cubin = module.cubins.iter().rev().find(|(arch, _)| own(*arch));
     let ptx = module.ptx.iter().rev().find(|(arch, _)| *arch <= capability);
     if let Some((_, bytes)) = cubin {
-        return load_image(bytes.as_ptr().cast());
+        match load_image(bytes.as_ptr().cast()) {
+            // A driver that takes no machine code of this compiler may take its PTX.
+            Err(error) if error.code() == Some(NO_BINARY_FOR_GPU) => {}
+            outcome => return outcome,
+        }
     }
     let Some((_, text)) = ptx else { return Err(CudaError::NoKernels) };
     // The driver reads up to a zero.

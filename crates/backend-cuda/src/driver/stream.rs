@@ -9,7 +9,7 @@ use super::{Context, CudaError, DeviceBuffer, PinnedBuffer, check};
 
 /// A queue of the device.
 #[derive(Debug)]
-pub struct Stream {
+pub(crate) struct Stream {
     handle: sys::CUstream,
     context: Arc<Context>,
 }
@@ -19,7 +19,7 @@ unsafe impl Send for Stream {}
 
 impl Stream {
     /// A stream that does not wait for the default one.
-    pub fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
+    pub(crate) fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
         let mut stream = std::ptr::null_mut();
         context.bind()?;
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
@@ -33,16 +33,9 @@ impl Stream {
     }
 
     /// Waits until all that was enqueued is done. The first error of any of it is returned.
-    pub fn synchronize(&self) -> Result<(), CudaError> {
+    pub(crate) fn synchronize(&self) -> Result<(), CudaError> {
         // SAFETY: the stream lives.
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.handle) })
-    }
-
-    /// What comes after waits for the event's last record.
-    pub fn wait(&self, event: &Event) -> Result<(), CudaError> {
-        // SAFETY: both live; no flags are defined.
-        let result = unsafe { sys::cuStreamWaitEvent(self.handle, event.handle, 0) };
-        check("cuStreamWaitEvent", result)
     }
 
     /// Copies `source` to the device, from `offset` bytes on. `source` must not change until the stream has
@@ -50,7 +43,7 @@ impl Stream {
     ///
     /// # Panics
     /// If the buffer has no room for it.
-    pub fn upload<T: Pod>(
+    pub(crate) fn upload<T: Pod>(
         &self,
         to: &DeviceBuffer,
         offset: usize,
@@ -75,7 +68,7 @@ impl Stream {
     ///
     /// # Panics
     /// If the buffer has not so many bytes.
-    pub fn download<T: Pod>(
+    pub(crate) fn download<T: Pod>(
         &self,
         target: &mut PinnedBuffer<T>,
         range: std::ops::Range<usize>,
@@ -94,14 +87,6 @@ impl Stream {
         };
         check("cuMemcpyDtoHAsync", result)
     }
-
-    /// Sets all bytes of a buffer.
-    pub fn fill(&self, buffer: &DeviceBuffer, byte: u8) -> Result<(), CudaError> {
-        // SAFETY: the range is the buffer's.
-        let result =
-            unsafe { sys::cuMemsetD8Async(buffer.address(), byte, buffer.bytes(), self.handle) };
-        check("cuMemsetD8Async", result)
-    }
 }
 
 impl Drop for Stream {
@@ -115,7 +100,7 @@ impl Drop for Stream {
 
 /// A mark in a stream.
 #[derive(Debug)]
-pub struct Event {
+pub(crate) struct Event {
     handle: sys::CUevent,
     context: Arc<Context>,
 }
@@ -125,7 +110,7 @@ unsafe impl Send for Event {}
 
 impl Event {
     /// An event without a time.
-    pub fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
+    pub(crate) fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
         let mut event = std::ptr::null_mut();
         context.bind()?;
         let flags = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
@@ -135,13 +120,13 @@ impl Event {
     }
 
     /// Marks the end of what is enqueued so far.
-    pub fn record(&self, stream: &Stream) -> Result<(), CudaError> {
+    pub(crate) fn record(&self, stream: &Stream) -> Result<(), CudaError> {
         // SAFETY: both live.
         check("cuEventRecord", unsafe { sys::cuEventRecord(self.handle, stream.handle) })
     }
 
     /// Waits for the last record.
-    pub fn synchronize(&self) -> Result<(), CudaError> {
+    pub(crate) fn synchronize(&self) -> Result<(), CudaError> {
         // SAFETY: the event lives.
         check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.handle) })
     }

@@ -90,7 +90,7 @@ pub fn head_rms_norm(work: WorkType, rows: u32, num_heads: u32, num_kv_heads: u3
 /// `soft_cap_f32`.
 #[must_use]
 pub fn soft_cap(rows: u32, width: u32) -> Launch {
-    plain("soft_cap_f32", [width.div_ceil(1024), rows], 256)
+    plain("soft_cap_f32", [rows, width.div_ceil(1024)], 256)
 }
 
 /// `gather_*`.
@@ -109,7 +109,8 @@ pub fn rotary_kv_write(work: WorkType, rows: u32) -> Launch {
 #[must_use]
 pub fn gated_activation(work: WorkType, rows: u32, width: u32) -> Launch {
     let entry = work.pick("gated_activation_bf16", "gated_activation_f32");
-    plain(entry, [width.div_ceil(2048), rows], 256)
+    // Rows are many, and only the first dimension has no bound.
+    plain(entry, [rows, width.div_ceil(2048)], 256)
 }
 
 /// `attention_*` over narrow items (at most 16 pairs each).

@@ -412,7 +412,17 @@ fn traces_tell_where_two_runs_differ() {
     let trace = |name: &str, arguments: &[&str]| {
         let keep = folder.path().join(name);
         let output = Command::new(binary())
-            .args(["debug", "trace", "--tokens", "5,6,7,8,9,10,11", "--max-tokens", "3", "--model"])
+            .args([
+                "debug",
+                "trace",
+                "--device",
+                "cpu",
+                "--tokens",
+                "5,6,7,8,9,10,11",
+                "--max-tokens",
+                "3",
+                "--model",
+            ])
             .args([model.as_os_str(), "--keep".as_ref(), keep.as_os_str()])
             .args(arguments)
             .output()

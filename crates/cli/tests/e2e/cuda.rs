@@ -1,8 +1,10 @@
 //! The CUDA backend behind the whole server, on simulated GPUs: the tiny models agree with their references,
 //! and an answer's bits depend on nothing but the request.
 
-use std::process::Command;
+use std::io::Read as _;
+use std::process::{Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use oarlock_testkit::{Server, ServerOptions, binary, fixture, fixture_json, simulated_gpus};
 use serde_json::{Value, json};
@@ -197,20 +199,64 @@ fn a_broken_device_is_replaced() {
 fn a_machine_without_a_driver() {
     let _turn = alone();
     let model = fixture("tiny/llama");
-    let output = Command::new(binary())
+    let mut child = Command::new(binary())
         .args(["serve", "--port", "0", "--device", "cuda", "--model"])
         .arg(&model)
         .env("LD_LIBRARY_PATH", "")
-        .output()
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
         .unwrap();
-    let message = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() {
-        eprintln!("skipped: this machine has a CUDA driver");
-        return;
+    let begin = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begin.elapsed() > Duration::from_secs(20) {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            eprintln!("skipped: this machine has a CUDA driver");
+            return;
+        }
+        thread::sleep(Duration::from_millis(20));
     }
+    let mut message = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
     assert!(message.contains("--device cuda: no CUDA driver"), "{message}");
-    let options = ServerOptions::new(model).args(["--served-name", "m"]).env("LD_LIBRARY_PATH", "");
+    let options = ServerOptions::new(model)
+        .args(["--served-name", "m", "--device", "auto"])
+        .env("LD_LIBRARY_PATH", "");
     let server = Server::start(&options).unwrap();
     server.post("/v1/completions", &request(5, 0, 2)).ok_json();
     assert!(!server.log().to_lowercase().contains("cuda"), "{}", server.log());
+}
+
+/// `auto` takes the CPU where CUDA could not: here, for two ranks.
+#[test]
+fn auto_takes_what_is_enough() {
+    let _turn = alone();
+    for (ranks, device) in [("1", "cuda-"), ("2", "cpu-")] {
+        let options = ServerOptions::new(fixture("tiny/llama"))
+            .args(["--served-name", "m", "--device", "auto", "--tensor-parallel", ranks])
+            .args(["--stall-seconds", "60", "--kv-cache-tokens", "4096"])
+            .env("OARLOCK_SIMGPU", "1x4GiB");
+        let server = Server::start(&on_device(options)).unwrap();
+        assert!(server.log().contains(&format!("instruction_set={device}")), "{}", server.log());
+    }
+}
+
+/// A device that breaks at once says so in the driver's words.
+#[test]
+fn the_first_error_is_told() {
+    if std::env::var_os("OARLOCK_TEST_REAL_GPU").is_some() {
+        eprintln!("skipped: a real device is not broken on purpose");
+        return;
+    }
+    let _turn = alone();
+    let options = ServerOptions::new(fixture("tiny/llama"))
+        .args(["--served-name", "m", "--device", "cuda", "--kv-cache-tokens", "4096"])
+        .env("OARLOCK_SIMGPU", "1x4GiB")
+        .env("OARLOCK_SIMGPU_BREAKS_AT", "1");
+    let server = Server::start(&on_device(options)).unwrap();
+    let failed = server.post("/v1/completions", &request(20, 0, 4));
+    assert_eq!(failed.status, 500, "{}", failed.text());
+    let log = server.log();
+    assert!(log.contains("CUDA_ERROR_LAUNCH_FAILED") && !log.contains("panicked"), "{log}");
 }

@@ -156,7 +156,8 @@ fn a_long_prompt_on_a_slow_machine_is_no_stall() {
 fn a_degree_that_cannot_be_is_refused_with_those_that_can() {
     let start = |model: &str, degree: &str| {
         let output = std::process::Command::new(oarlock_testkit::binary())
-            .args(["serve", "--port", "0", "--model", model, "--tensor-parallel", degree])
+            .args(["serve", "--port", "0", "--device", "cpu", "--model", model])
+            .args(["--tensor-parallel", degree])
             .output()
             .unwrap();
         assert!(!output.status.success());

@@ -11,8 +11,14 @@ use super::settings::settings;
 const VERSION: c_int = 13_000;
 /// Streaming multiprocessors of a device: few, so that small steps fill it.
 const MULTIPROCESSORS: c_int = 4;
-/// Shared memory of one block at most, as of compute capability 9.0.
-pub(crate) const MAX_SHARED_BYTES: c_int = 227 << 10;
+/// Shared memory of one block at most, as devices of the capability have it.
+pub(crate) fn max_shared_bytes() -> c_int {
+    match settings().capability {
+        (8, 0 | 7) => 163 << 10,
+        (8 | 12, _) => 99 << 10,
+        _ => 227 << 10,
+    }
+}
 
 fn check_device(device: c_int) -> Result<usize, CuResult> {
     let number = usize::try_from(device).map_err(|_| CuResult::INVALID_DEVICE)?;
@@ -99,7 +105,7 @@ fn attribute(number: c_int) -> Option<c_int> {
         38 => 40 << 20,
         75 => settings().capability.0,
         76 => settings().capability.1,
-        97 => MAX_SHARED_BYTES,
+        97 => max_shared_bytes(),
         // Memory pools.
         115 => 0,
         _ => return None,

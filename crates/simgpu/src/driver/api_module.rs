@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use super::CuResult;
-use super::api_device::MAX_SHARED_BYTES;
+use super::api_device::max_shared_bytes;
 use super::handles::{Function, current, device_of_stream, registry};
 use super::streams::{LaunchOperation, Operation};
 use crate::module::{Entry, Module};
@@ -121,7 +121,7 @@ extern "C" fn cuFuncSetAttribute(function: u64, attribute: c_int, value: c_int) 
         return CuResult::INVALID_HANDLE;
     };
     let own = function.module.module().entry(&function.entry).map_or(0, Entry::static_shared_bytes);
-    let greatest = MAX_SHARED_BYTES - own as c_int;
+    let greatest = max_shared_bytes() - own as c_int;
     match (attribute, u32::try_from(value)) {
         (8, Ok(bytes)) if value <= greatest => {
             function.max_dynamic_shared_bytes = bytes;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -130,7 +131,9 @@ impl Device {
             state.num_operations += 1;
             let seed = settings().seed.wrapping_add(state.num_operations);
             drop(state);
-            let outcome = self.perform(operation, seed);
+            // A panic here is a fault of ours; whoever waits for the device must hear of it all the same.
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.perform(operation, seed)));
+            let outcome = outcome.unwrap_or(Err(CuResult::LAUNCH_FAILED));
             let mut state = self.lock();
             state.running = None;
             if let Err(error) = outcome {
