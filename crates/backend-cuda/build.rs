@@ -27,7 +27,7 @@ const NVCC_FLAGS: [&str; 8] = [
 ];
 
 /// Releases of nvcc before this one know other PTX.
-const LEAST_RELEASE: u32 = 13;
+const LEAST_RELEASE: (u32, u32) = (13, 0);
 
 fn main() -> ExitCode {
     match build() {
@@ -49,7 +49,8 @@ fn build() -> Result<(), String> {
     println!("cargo::rerun-if-env-changed=CUDA_HOME");
     println!("cargo::rerun-if-env-changed=PATH");
     let table = match find_nvcc(&out_dir) {
-        Some(nvcc) => {
+        Some((nvcc, (major, minor))) => {
+            println!("cargo::rustc-env=OARLOCK_NVCC_RELEASE={}", major * 1000 + minor * 10);
             println!("cargo::rerun-if-changed={}", nvcc.display());
             println!("cargo::rustc-env=OARLOCK_NVCC={}", nvcc.display());
             let sources = sources(&kernels.join("src"))?;
@@ -64,7 +65,7 @@ fn build() -> Result<(), String> {
 /// The target folder is the one that has this build's folder: `<target>/<profile>/build/<crate>/out`.
 /// Where no toolkit is there yet, nothing is watched (cargo would run this script at every build for a
 /// file that is missing); `cargo xtask cuda-toolkit` touches this file instead.
-fn find_nvcc(out_dir: &Path) -> Option<PathBuf> {
+fn find_nvcc(out_dir: &Path) -> Option<(PathBuf, (u32, u32))> {
     let installed = out_dir
         .ancestors()
         .skip(3)
@@ -74,25 +75,26 @@ fn find_nvcc(out_dir: &Path) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let in_path: Vec<PathBuf> = env::split_paths(&path).map(|dir| dir.join("nvcc")).collect();
     let mut found = installed.chain(home).chain(in_path).filter(|nvcc| nvcc.is_file());
-    found.find(|nvcc| match release(nvcc) {
-        Some(release) if release >= LEAST_RELEASE => true,
+    found.find_map(|nvcc| match release(&nvcc) {
+        Some(release) if release >= LEAST_RELEASE => Some((nvcc, release)),
         release => {
             println!(
-                "cargo::warning={} is left alone: its release is {release:?}, {LEAST_RELEASE} is needed \
+                "cargo::warning={} is left alone: its release is {release:?}, {LEAST_RELEASE:?} is needed \
                  (`cargo xtask cuda-toolkit` installs one)",
                 nvcc.display()
             );
-            false
+            None
         }
     })
 }
 
-/// The major release of a compiler: `… release 13.0, V13.0.88`.
-fn release(nvcc: &Path) -> Option<u32> {
+/// The release of a compiler: `… release 13.0, V13.0.88`.
+fn release(nvcc: &Path) -> Option<(u32, u32)> {
     let output = Command::new(nvcc).arg("--version").output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let (_, rest) = text.split_once("release ")?;
-    rest.split(['.', ',']).next()?.parse().ok()
+    let mut numbers = rest.split(['.', ',']).map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
 }
 
 /// All `.cu` files, the largest first: those take longest.

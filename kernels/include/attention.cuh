@@ -7,8 +7,8 @@
 
 namespace oarlock {
 
-// WIDTH: head_dim, padded with zeros. TILE: positions of a stage; with three stages (two where heads
-// are wide) two or three blocks of one warp fit on a multiprocessor, with 64 KiB or more under way.
+// WIDTH: head_dim, padded with zeros. TILE: positions of a stage; three stages (four, smaller ones, where
+// heads are widest) keep 30 KiB or more under way in each block of one warp.
 template <int WIDTH_, int TILE_, int STAGES_, int WARPS_>
 struct AttentionShape {
     static constexpr int WIDTH = WIDTH_, TILE = TILE_, STAGES = STAGES_, WARPS = WARPS_;

@@ -128,7 +128,9 @@ __device__ __forceinline__ Mass move_cut(SampleShared &shared, const WeightRow &
         const uint32_t shift = span_bits > DIGIT_BITS ? span_bits - DIGIT_BITS : 0;
         const Mass span = 1ull << span_bits;
         fill_histogram(shared, row, [&](Mass weight, uint32_t token) {
-            const bool is_here = weight - least < span && cut.keeps(weight, token);
+            // The bucket of `bound` holds lighter ones, which were not counted.
+            const bool is_here =
+                weight >= bound && weight - least < span && cut.keeps(weight, token);
             return is_here ? static_cast<uint32_t>((weight - least) >> shift) : NUM_BUCKETS;
         });
         bucket = pass_buckets(shared, search);
@@ -149,7 +151,7 @@ __device__ __forceinline__ Mass move_cut(SampleShared &shared, const WeightRow &
     if (threadIdx.x == 0) shared.num_candidates = 0;
     __syncthreads();
     row.each_of_block([&](Mass weight, uint32_t token) {
-        if (weight - least < span && cut.keeps(weight, token)) {
+        if (weight >= bound && weight - least < span && cut.keeps(weight, token)) {
             const uint32_t at = atomicAdd(&shared.num_candidates, 1u);
             shared.candidate_weights[at] = weight;
             shared.candidate_ids[at] = token;

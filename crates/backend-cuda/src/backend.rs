@@ -18,6 +18,10 @@ use crate::upload::Uploader;
 
 /// Operations between two signs of progress.
 const OPERATIONS_PER_SIGN: usize = 16;
+/// Values of one row at most: a grid has 65,535 blocks in its second dimension, each of 32 outputs.
+const MAX_WIDTH: usize = 65_535 * 32;
+/// Shared memory of a norm beside its row.
+const NORM_BYTES: usize = 64;
 /// Logits of one segment of the log-sum-exp.
 const SEGMENT: usize = 1024;
 
@@ -206,6 +210,19 @@ impl CudaBackend {
         Ok(())
     }
 
+    /// Refuses rows that do not fit into a block's shared memory, where norms keep them.
+    pub(crate) fn check_norm(&self, width: usize) -> Result<(), BackendError> {
+        let (needed, has) = (width * 4 + NORM_BYTES, self.device.shape().max_shared_bytes);
+        if needed > has as usize {
+            let name = &self.device.context.info().name;
+            let reason = format!(
+                "a norm of {width} values needs {needed} bytes of shared memory; {name} has {has}"
+            );
+            return Err(BackendError::Device(reason));
+        }
+        Ok(())
+    }
+
     pub(crate) fn new_tensor(
         &mut self,
         rows: RowSet,
@@ -274,6 +291,15 @@ impl CudaBackend {
         self.sampling.collect(&self.record, results);
         Ok(())
     }
+}
+
+/// Refuses rows that no grid of a linear layer covers.
+pub(crate) fn check_width(width: usize) -> Result<(), BackendError> {
+    if width > MAX_WIDTH {
+        let reason = format!("rows of {width} values are more than {MAX_WIDTH}");
+        return Err(BackendError::Device(reason));
+    }
+    Ok(())
 }
 
 /// What a caller hears of an error while it allocates.

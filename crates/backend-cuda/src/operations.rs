@@ -8,7 +8,7 @@ use oarlock_backend::{
     RotaryStyle, RowResult, RowSet, StepInput, WeightView,
 };
 
-use crate::backend::{CudaBackend, backend_error};
+use crate::backend::{CudaBackend, backend_error, check_width};
 use crate::driver::PinnedBuffer;
 use crate::kernels::{
     AddRmsNormParams, CopyBlocksParams, EmbedParams, GatedActivationParams, GatherParams,
@@ -66,10 +66,15 @@ impl Backend for CudaBackend {
     }
 
     fn tensor(&mut self, rows: RowSet, width: usize) -> Result<CudaTensor, BackendError> {
+        check_width(width)?;
         self.new_tensor(rows, width, self.work)
     }
 
     fn float_tensor(&mut self, rows: RowSet, width: usize) -> Result<CudaTensor, BackendError> {
+        check_width(width)?;
+        if rows == RowSet::Tokens {
+            self.check_norm(width)?;
+        }
         if rows == RowSet::Gathered {
             // Of all of these, logits are the widest.
             let stats = self.stats(width).map(drop);

@@ -166,3 +166,42 @@ fn loops_are_found() {
     let loops = functions[0].loops();
     assert_eq!(loops, [[".L_1:", "HMMA.16816 R1 ;", "@P0 BRA `(.L_1) ;"]]);
 }
+
+/// What a driver that compiles the PTX itself may do to it: contract or approximate nothing, since every
+/// float operation names its rounding.
+#[test]
+fn ptx_leaves_the_driver_no_choice() {
+    if !HAS_KERNELS {
+        assert!(env::var_os("CI").is_none(), "no kernels: run `cargo xtask cuda-toolkit`");
+        eprintln!("skipped: this build has no kernels; `cargo xtask cuda-toolkit` installs nvcc");
+        return;
+    }
+    let mut arithmetic = 0;
+    for module in MODULES {
+        for (arch, ptx) in module.ptx {
+            for (number, line) in ptx.lines().enumerate() {
+                let words = line.trim_start().trim_start_matches(['{', ' ']);
+                // Behind a predicate.
+                let words = if words.starts_with('@') {
+                    words.split_once(char::is_whitespace).map_or("", |(_, rest)| rest.trim_start())
+                } else {
+                    words
+                };
+                let name = words.split_whitespace().next().unwrap_or("");
+                let is_arithmetic =
+                    ["add.", "sub.", "mul.", "fma.", "mad.", "div.", "sqrt.", "rcp."]
+                        .iter()
+                        .any(|start| name.starts_with(start));
+                let is_float = matches!(name.rsplit('.').next(), Some("f32" | "f64"));
+                let place = format!("{} for {arch}, line {}: {line}", module.name, number + 1);
+                assert!(!name.contains(".ftz") && !name.contains(".approx"), "{place}");
+                assert!(!name.contains(".full"), "{place}");
+                if is_arithmetic && is_float {
+                    arithmetic += 1;
+                    assert!(name.contains(".rn"), "{place}");
+                }
+            }
+        }
+    }
+    assert!(arithmetic > 1000, "{arithmetic} float operations");
+}

@@ -7,8 +7,10 @@ use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
 use super::{CudaError, check};
 use crate::kernels::HAS_KERNELS;
 
-/// The release of the compiler whose PTX and machine code the driver must take.
-const LEAST_DRIVER: i32 = 13_000;
+/// The release of the compiler whose PTX and machine code the driver must take, as drivers say theirs.
+fn least_driver() -> i32 {
+    option_env!("OARLOCK_NVCC_RELEASE").and_then(|number| number.parse().ok()).unwrap_or(0)
+}
 
 /// How many devices there are; an error where there is no driver. Asks the loader first, since cudarc
 /// panics where the library is missing.
@@ -46,8 +48,8 @@ pub fn check_device(ordinal: usize) -> Result<DeviceInfo, CudaError> {
         check("cuDeviceGet", sys::cuDeviceGet(&raw mut device, ordinal as i32))?;
         device_info(device)?
     };
-    if version < LEAST_DRIVER {
-        return Err(CudaError::OldDriver { version });
+    if version < least_driver() {
+        return Err(CudaError::OldDriver { version, least: least_driver() });
     }
     if info.capability.0 < 8 {
         let (major, minor) = info.capability;

@@ -35,10 +35,15 @@ pub enum CudaError {
         count: usize,
     },
     /// The driver is older than the compiler of the kernels.
-    #[error("the CUDA driver is for CUDA {}.{}; 13.0 or newer is needed", version / 1000, version % 1000 / 10)]
+    #[error(
+        "the CUDA driver is for CUDA {}.{}; {}.{} or newer is needed",
+        version / 1000, version % 1000 / 10, least / 1000, least % 1000 / 10
+    )]
     OldDriver {
         /// As the driver says it: 12040 is 12.4.
         version: i32,
+        /// The same of the compiler.
+        least: i32,
     },
     /// The device is older than the kernels.
     #[error("{name} has compute capability {major}.{minor}; 8.0 or higher is needed")]

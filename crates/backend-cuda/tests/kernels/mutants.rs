@@ -1,5 +1,5 @@
 //! Kernels with one thing wrong each: every one must be caught, by a check of the simulated device or
-//! by a wrong result, or else be explained here.
+//! by a wrong result. None survives.
 
 use oarlock_backend::WeightKind;
 use oarlock_backend_cuda::kernels::launch::WorkType;
@@ -35,7 +35,8 @@ fn mutants(ptx: &str) -> Vec<Mutant> {
     // Of what there is much, a few.
     let (mut products, mut matrices, mut copies) = (0, 0, 0);
     for (line, text) in ptx.lines().enumerate() {
-        if text.contains("bar.sync") || text.contains("cp.async.wait_group") {
+        let is_barrier = text.contains("bar.sync") || text.contains("bar.warp.sync");
+        if is_barrier || text.contains("cp.async.wait_group") {
             add(line, text, "");
         } else if text.contains("mma.sync") {
             products += 1;
@@ -162,8 +163,5 @@ fn mutants_of_attention_are_caught() {
             alive.extend(survivors(&format!("attention_bf16_{name}_{suffix}"), &work));
         }
     }
-    // In a block of one warp the barrier only orders lanes after each other's copies; a simulated
-    // warp waits for the copies of all its lanes at once, so nothing shows that it is gone.
-    alive.retain(|mutant| !(mutant.contains("_w1") && mutant.contains("bar.sync")));
     assert!(alive.is_empty(), "survivors: {alive:#?}");
 }

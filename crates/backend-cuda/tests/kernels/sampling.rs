@@ -164,6 +164,40 @@ fn draws_and_scores_are_the_samplers() {
     }
 }
 
+/// The bucket in which `top_p` cuts holds thousands of lighter tokens than those that are looked at: none of
+/// them is a candidate.
+#[test]
+fn a_crowd_below_the_bound_is_left_alone() {
+    if !has_kernels() {
+        return;
+    }
+    let vocabulary = 4096;
+    for (crowd, step) in [(-0.673, 1), (-0.640, 1), (-0.673, 2)] {
+        let mut row = vec![crowd; vocabulary];
+        row.iter_mut().step_by(step).take(1000).for_each(|logit| *logit = -0.635);
+        row[2000] = 0.0;
+        let draws: Vec<_> = (0..8)
+            .map(|seed| SamplingParams {
+                temperature: 1.0,
+                top_p: 0.005,
+                seed,
+                ..SamplingParams::default()
+            })
+            .collect();
+        let requests: Vec<_> = draws.iter().map(|draw| request(draw, 3, Some(5))).collect();
+        let got = run(&mut Device::new(5), &row.repeat(8), vocabulary, &requests);
+        for (one, draw) in got.iter().zip(&draws) {
+            let want = sample(&row, draw, 3, &mut Scratch::default()).unwrap();
+            assert_eq!(
+                (one.result.status, one.result.token),
+                (SAMPLE_OK, want.0),
+                "{crowd} {step}"
+            );
+            check_score(&row, one, 5, "a crowd");
+        }
+    }
+}
+
 #[test]
 fn known_tokens_are_scored_and_bad_rows_fail_alone() {
     if !has_kernels() {

@@ -2,8 +2,8 @@
 //!
 //! Each warp has a clock that advances at its barriers, and knows up to which clock of every other
 //! warp it has synchronized. For each word the last write and two reads are remembered with thread and
-//! clock; a word that is accessed in parts is split into bytes. Inside a warp, an instruction with
-//! `.sync` orders all of its lanes.
+//! clock; a word that is accessed in parts is split into bytes. Inside a warp only
+//! `bar.warp.sync` orders lanes: other instructions with `.sync` meet, and order no memory (PTX ISA).
 
 use std::collections::HashMap;
 

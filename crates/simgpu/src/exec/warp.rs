@@ -9,7 +9,7 @@ use super::copies::Copies;
 use super::kernel::{Kernel, Stop};
 use super::local::Local;
 use super::matrix;
-use super::program::{Compare, Inst, Join, NONE, Op};
+use super::program::{Collective, Compare, Inst, Join, NONE, Op};
 use super::random::Random;
 use super::registers::Registers;
 use super::shared::Shared;
@@ -195,7 +195,10 @@ impl Warp {
             if let Op::Barrier(barrier) = &inst.op {
                 return Ok(self.arrive(index, barrier, complete));
             }
-            env.shared_sync(self.index);
+            // Shuffles, votes and matrix loads wait for each other's lanes and order no memory.
+            if matches!(&inst.op, Op::Collective(op) if op.what == Collective::Sync) {
+                env.shared_sync(self.index);
+            }
             self.operate(env, inst, complete, pc)?;
         } else if let Op::Barrier(barrier) = &inst.op {
             if active != mask {
