@@ -20,7 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) fn run(workspace: &Workspace, only: &[String]) -> anyhow::Result<()> {
     step("CUDA toolkit", || cuda::install_toolkit(workspace))?;
     let options = cuda::build_options(workspace);
-    step_command("build", workspace.cargo().arg("build").args(options))?;
+    // Benches are type-checked by `lint`, and linked when they are run.
+    let mut build = workspace.cargo();
+    build.arg("build").args(options.iter().filter(|option| **option != "--all-targets"));
+    step_command("build", build.args(["--lib", "--bins", "--tests", "--examples"]))?;
     let python = step("python environment", || python::ensure(&workspace.target_dir))?;
     let model = step("demo model", || models::demo(&workspace.target_dir))?;
     let gemma = step("Gemma 3 270M", models::gemma)?;
