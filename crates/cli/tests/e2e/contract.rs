@@ -286,7 +286,7 @@ fn request_of(prompt: &[u64], max_tokens: u32) -> Value {
 }
 
 /// To every worker.
-fn signal_all(server: &Server, signal: Signal) {
+pub(crate) fn signal_all(server: &Server, signal: Signal) {
     for pid in server.worker_pids() {
         send_signal(pid, signal);
     }

@@ -6,10 +6,13 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oarlock_testkit::{Server, ServerOptions, binary, fixture, fixture_json, simulated_gpus};
+use oarlock_testkit::{
+    Server, ServerOptions, Signal, binary, fixture, fixture_json, simulated_gpus, wait_until,
+};
 use serde_json::{Value, json};
 
 use crate::alone;
+use crate::contract::signal_all;
 
 const MODELS: [&str; 3] = ["llama", "qwen2", "llama-tied-mqa"];
 
@@ -132,6 +135,8 @@ fn contract(model: &str, dtype: &str) {
     assert!(ask(&server) == expected, "{model}, {dtype}: a warm cache changes bits");
     drop(server);
     let server = serve(model, dtype, 4, &["--step-tokens", "512"]);
+    // The worker stands still until all are there.
+    signal_all(&server, Signal::STOP);
     let crowd: Vec<[Value; 2]> = thread::scope(|scope| {
         let post = |request: Value| answer(&server.post("/v1/completions", &request).ok_json());
         for other in 0..12 {
@@ -139,6 +144,13 @@ fn contract(model: &str, dtype: &str) {
         }
         let ours: Vec<_> =
             requests.iter().cloned().map(|one| scope.spawn(move || post(one))).collect();
+        let all = 12.0 + requests.len() as f64;
+        wait_until("all are there", Duration::from_secs(20), || {
+            let count = |state| server.metric(&format!("oarlock_num_requests_{state}"));
+            count("running") + count("waiting") >= all
+        });
+        assert_eq!(server.metric("oarlock_generation_tokens_total"), 0.0, "nobody was early");
+        signal_all(&server, Signal::CONT);
         ours.into_iter().map(|one| one.join().unwrap()).collect()
     });
     assert!(crowd == expected, "{model}, {dtype}: company changes bits");
