@@ -9,6 +9,7 @@
 //! Absent on purpose: model families, files, sockets, requests.
 
 pub mod conformance;
+mod experts;
 pub mod oracle;
 mod outcome;
 mod progress;
@@ -18,6 +19,7 @@ mod step;
 mod traits;
 mod weights;
 
+pub use experts::ExpertChecks;
 pub use oarlock_sampler::History;
 pub use oracle::OracleBackend;
 pub use outcome::{OutcomeScratch, row_outcome, slot_error};
@@ -25,7 +27,7 @@ pub use progress::Progress;
 pub use record::{HistoryRecord, LogitRecord, LogitRecordKind, StepRecord};
 pub use step::{BlockTables, ChunkRows, LogitKind, LogitRow, RowResult, StepInput};
 pub use traits::{
-    Activation, AttentionParams, Backend, BackendError, BackendLimits, HostBackend, KvCacheShape,
-    RotaryStyle, RowSet,
+    Activation, AttentionParams, Backend, BackendError, BackendLimits, ExpertsShape, HostBackend,
+    KvCacheShape, MAX_EXPERTS, MAX_TOP_K, RotaryStyle, RowSet,
 };
 pub use weights::{InnerSplit, WeightKind, WeightView};

@@ -77,6 +77,32 @@ pub enum Activation {
     GeluTanh,
 }
 
+/// Shape and rules of a layer of experts, of which each token takes a few.
+///
+/// A row's router logits are float32 sums of the (working type's) input by float32 weights; the experts are the
+/// `top_k` of the greatest logits, of equal ones those of the least index. Their weights are the softmax over
+/// all experts, with `normalize` over the chosen ones. A row whose logits are no numbers gives none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertsShape {
+    /// Experts of the layer.
+    pub num_experts: usize,
+    /// Experts that a row takes; at most [`MAX_TOP_K`].
+    pub top_k: usize,
+    /// Whether the weights of a row's experts add up to one.
+    pub normalize: bool,
+    /// Width of input and output.
+    pub hidden: usize,
+    /// Inner width of one expert, as far as this rank has it.
+    pub feed_forward: usize,
+    /// How the sum along the inner width is cut.
+    pub split: InnerSplit,
+}
+
+/// Experts of a layer at most.
+pub const MAX_EXPERTS: usize = 1024;
+/// Experts of a row at most.
+pub const MAX_TOP_K: usize = 32;
+
 /// Why a backend could not do something.
 #[derive(Debug, Error)]
 pub enum BackendError {
@@ -127,6 +153,10 @@ pub trait Backend: Sized + Send + 'static {
     type Rotary: Send;
     /// The paged KV cache of all layers.
     type KvCache: Send;
+    /// A layer's router and experts.
+    type Experts: Send;
+    /// Which experts each row of the step takes, with which weights.
+    type Routing: Send;
 
     /// The instruction set or device kind that decides the bits, as part of the fingerprint.
     fn instruction_set(&self) -> String;
@@ -163,7 +193,8 @@ pub trait Backend: Sized + Send + 'static {
     }
 
     /// Angles `position * inverse_frequencies[i]`, as cosine and sine times `scale`, for positions up to the
-    /// limit. `inverse_frequencies` has half a head's width.
+    /// limit. `inverse_frequencies` has half of the width that is rotated, a multiple of 4: all of a head's, or
+    /// its first elements, whose others stay as they are.
     fn rotary(
         &mut self,
         inverse_frequencies: &[f32],
@@ -175,6 +206,25 @@ pub trait Backend: Sized + Send + 'static {
     fn prepare_attention(&mut self, _params: &AttentionParams) -> Result<(), BackendError> {
         Ok(())
     }
+
+    /// A layer of experts: the router, `[num_experts, hidden]`, and as yet no expert.
+    fn experts(
+        &mut self,
+        shape: &ExpertsShape,
+        router: &WeightView<'_>,
+    ) -> Result<Self::Experts, BackendError>;
+
+    /// Packs the layer's next expert: gate and up, `[feed_forward, hidden]` each, and down,
+    /// `[hidden, feed_forward]`. All experts of a layer are of the same kinds.
+    fn pack_expert(
+        &mut self,
+        experts: &mut Self::Experts,
+        gate_up: &[WeightView<'_>; 2],
+        down: &WeightView<'_>,
+    ) -> Result<(), BackendError>;
+
+    /// Room for the choices of layers of this shape.
+    fn routing(&mut self, shape: &ExpertsShape) -> Result<Self::Routing, BackendError>;
 
     /// A KV cache, contents undefined.
     fn kv_cache(&mut self, shape: KvCacheShape) -> Result<Self::KvCache, BackendError>;
@@ -251,6 +301,29 @@ pub trait Backend: Sized + Send + 'static {
         activation: Activation,
     );
 
+    /// Chooses each row's experts, as [`ExpertsShape`] says.
+    fn route(
+        &mut self,
+        routing: &mut Self::Routing,
+        input: &Self::Tensor,
+        experts: &Self::Experts,
+    );
+
+    /// `out = sum over a row's experts of weight * down(activation(gate) * up)`, float32. Inside of a segment of
+    /// the inner width, experts are added in order of their index, `sum = fma(weight, expert's, sum)` from zero;
+    /// segments are joined by the fixed tree.
+    fn expert_feed_forward(
+        &mut self,
+        out: &mut Self::Tensor,
+        input: &Self::Tensor,
+        routing: &Self::Routing,
+        experts: &Self::Experts,
+        activation: Activation,
+    );
+
+    /// `values += bias`, float32, row by row and in place: of layers whose parts several ranks add up.
+    fn add_bias(&mut self, values: &mut Self::Tensor, bias: &Self::Vector);
+
     /// `values = cap * tanh(values / cap)`, float32, in place.
     fn soft_cap(&mut self, values: &mut Self::Tensor, cap: f32);
 
@@ -270,6 +343,10 @@ pub trait Backend: Sized + Send + 'static {
 
     /// Waits, then reads the step's rows of a tensor. For tests and traces.
     fn read(&mut self, tensor: &Self::Tensor) -> Vec<f32>;
+
+    /// Waits, then reads the choices of the step's rows, `top_k` for each in order of experts: (expert, weight).
+    /// For tests and traces.
+    fn read_routing(&mut self, routing: &Self::Routing) -> Vec<(u32, f32)>;
 
     /// Overwrites the step's rows of a tensor. For tests.
     fn write(&mut self, tensor: &mut Self::Tensor, values: &[f32]);

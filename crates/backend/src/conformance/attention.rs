@@ -14,6 +14,8 @@ use super::{
 struct Case {
     params: AttentionParams,
     style: RotaryStyle,
+    /// Elements of a head that are rotated, the first ones.
+    rotated: usize,
     /// Positions in all.
     len: usize,
 }
@@ -28,7 +30,7 @@ impl Case {
             sliding_window: None,
             soft_cap: None,
         };
-        Self { params, style: RotaryStyle::Half, len }
+        Self { params, style: RotaryStyle::Half, rotated: head_dim, len }
     }
 
     fn width(&self) -> usize {
@@ -65,8 +67,8 @@ impl<B: Backend> Layer<B> {
     fn new(mut backend: B, case: Case, num_blocks: usize) -> Self {
         let AttentionParams { num_kv_heads, head_dim, .. } = case.params;
         let shape = KvCacheShape { num_layers: 2, num_blocks, num_kv_heads, head_dim };
-        let frequencies: Vec<f32> = (0..head_dim / 2)
-            .map(|i| 10_000.0_f32.powf(-2.0 * i as f32 / head_dim as f32))
+        let frequencies: Vec<f32> = (0..case.rotated / 2)
+            .map(|i| 10_000.0_f32.powf(-2.0 * i as f32 / case.rotated as f32))
             .collect();
         let cache = backend.kv_cache(shape).expect("a cache");
         let rotary = backend.rotary(&frequencies, 1.0, case.style).expect("angles");
@@ -128,6 +130,11 @@ pub(super) fn shapes<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
     cap.params.soft_cap = Some(5.0);
     cases.push(cap);
     cases.push(Case { style: RotaryStyle::Interleaved, ..Case::new(2, 2, 64, 50) });
+    // Phi-4-mini's heads, of which three quarters are rotated, and odder ones.
+    cases.extend([(128, 96), (16, 8), (48, 24)].map(|(head_dim, rotated)| Case {
+        rotated,
+        ..Case::new(2, 2, head_dim, 20)
+    }));
     for case in cases {
         let input = case.input(11);
         let got = Layer::new(make(limits()), case, case.blocks()).whole(&input);

@@ -3,6 +3,7 @@
 //! A backend's tests call [`run_all`] with a way to make it. Failures panic with what differed.
 
 mod attention;
+mod experts;
 mod linear;
 mod rows;
 mod sampling;
@@ -60,6 +61,11 @@ pub fn run_all<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
     rows::norm_in_place(make, tolerances);
     rows::head_norm(make, tolerances);
     rows::soft_cap(make, tolerances);
+    rows::bias(make);
+    experts::shapes(make, tolerances);
+    experts::rows_are_independent(make);
+    experts::shards_join_to_the_whole(make);
+    experts::bad_layers_are_refused(make);
     attention::shapes(make, tolerances);
     attention::chunks_do_not_matter(make);
     attention::blocks_do_not_matter(make, tolerances);

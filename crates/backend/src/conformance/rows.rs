@@ -220,6 +220,22 @@ pub(super) fn soft_cap<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
     }
 }
 
+/// A bias, added once.
+pub(super) fn bias<B: Backend>(make: Make<'_, B>) {
+    for width in [1, 100, 4096] {
+        let mut backend = make(limits());
+        let (input, bias) = (random_values(5 * width, 7), random_values(width, 8));
+        let on_device = backend.vector(&bias).expect("a vector");
+        let mut values = backend.float_tensor(RowSet::Tokens, width).expect("a tensor");
+        TestStep::rows(5).begin(&mut backend, &[]);
+        backend.write(&mut values, &input);
+        backend.add_bias(&mut values, &on_device);
+        let want: Vec<f32> =
+            input.chunks(width).flat_map(|row| row.iter().zip(&bias).map(|(a, b)| a + b)).collect();
+        assert_same(&backend.read(&values), &want, &format!("a bias of {width}"));
+    }
+}
+
 /// Gated activations.
 pub(super) fn activations<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
     fn run<B: Backend>(

@@ -15,7 +15,7 @@ pub(super) fn rotate(
     position: usize,
 ) {
     let half = rotary.half;
-    assert_eq!(2 * half, params.head_dim, "rotary covers whole heads");
+    assert!(2 * half <= params.head_dim, "rotary is within heads");
     let rotated = (params.num_heads + params.num_kv_heads) * params.head_dim;
     for head in qkv[..rotated].chunks_exact_mut(params.head_dim) {
         for pair in 0..half {

@@ -2,18 +2,22 @@
 //! Never optimized; weights stay as they are stored and are decoded row by row.
 
 mod attention;
+mod experts;
 mod ops;
+
+pub use experts::{OracleExperts, OracleRouting};
 
 use std::ops::Range;
 
 use half::f16;
 
+use crate::experts::ExpertChecks;
 use crate::outcome::{OutcomeScratch, row_outcome};
 use crate::quant::dequantize_row;
 use crate::record::StepRecord;
 use crate::{
-    Activation, AttentionParams, Backend, BackendError, BackendLimits, HostBackend, InnerSplit,
-    KvCacheShape, RotaryStyle, RowResult, RowSet, StepInput, WeightKind, WeightView,
+    Activation, AttentionParams, Backend, BackendError, BackendLimits, ExpertsShape, HostBackend,
+    InnerSplit, KvCacheShape, RotaryStyle, RowResult, RowSet, StepInput, WeightKind, WeightView,
 };
 
 /// The scalar reference.
@@ -197,6 +201,8 @@ impl Backend for OracleBackend {
     type Vector = Vec<f32>;
     type Rotary = OracleRotary;
     type KvCache = OracleKvCache;
+    type Experts = OracleExperts;
+    type Routing = OracleRouting;
 
     fn instruction_set(&self) -> String {
         "oracle".to_owned()
@@ -246,6 +252,33 @@ impl Backend for OracleBackend {
     ) -> Result<OracleRotary, BackendError> {
         let (cos, sin) = rotary_tables(inverse_frequencies, scale, self.limits.max_positions);
         Ok(OracleRotary { style, cos, sin, half: inverse_frequencies.len() })
+    }
+
+    fn experts(
+        &mut self,
+        shape: &ExpertsShape,
+        router: &WeightView<'_>,
+    ) -> Result<OracleExperts, BackendError> {
+        let checks = ExpertChecks::new(shape, router)?;
+        Ok(OracleExperts::new(checks, self.store(router)?))
+    }
+
+    fn pack_expert(
+        &mut self,
+        experts: &mut OracleExperts,
+        gate_up: &[WeightView<'_>; 2],
+        down: &WeightView<'_>,
+    ) -> Result<(), BackendError> {
+        experts.checks.next(gate_up, down)?;
+        let gate_up = self.pack_linear(gate_up, InnerSplit::WHOLE)?;
+        let down = self.pack_linear(&[*down], experts.checks.shape().split)?;
+        experts.push(gate_up, down);
+        Ok(())
+    }
+
+    fn routing(&mut self, shape: &ExpertsShape) -> Result<OracleRouting, BackendError> {
+        self.memory_bytes += (self.limits.max_tokens * shape.top_k * 8) as u64;
+        Ok(OracleRouting::default())
     }
 
     fn kv_cache(&mut self, shape: KvCacheShape) -> Result<OracleKvCache, BackendError> {
@@ -355,6 +388,36 @@ impl Backend for OracleBackend {
         }
     }
 
+    fn route(
+        &mut self,
+        routing: &mut OracleRouting,
+        input: &OracleTensor,
+        experts: &OracleExperts,
+    ) {
+        let rows = self.rows(input.rows);
+        routing.choose((0..rows).map(|row| input.row(row)), experts);
+    }
+
+    fn expert_feed_forward(
+        &mut self,
+        out: &mut OracleTensor,
+        input: &OracleTensor,
+        routing: &OracleRouting,
+        experts: &OracleExperts,
+        activation: Activation,
+    ) {
+        for row in 0..self.rows(input.rows) {
+            experts.feed_forward(out.row_mut(row), input.row(row), routing.row(row), activation);
+        }
+    }
+
+    fn add_bias(&mut self, values: &mut OracleTensor, bias: &Vec<f32>) {
+        assert_eq!(values.width, bias.len(), "width of the bias");
+        for row in 0..self.rows(values.rows) {
+            values.row_mut(row).iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+        }
+    }
+
     fn soft_cap(&mut self, values: &mut OracleTensor, cap: f32) {
         for row in 0..self.rows(values.rows) {
             for value in values.row_mut(row) {
@@ -390,6 +453,10 @@ impl Backend for OracleBackend {
 
     fn read(&mut self, tensor: &OracleTensor) -> Vec<f32> {
         tensor.values[..self.rows(tensor.rows) * tensor.width].to_vec()
+    }
+
+    fn read_routing(&mut self, routing: &OracleRouting) -> Vec<(u32, f32)> {
+        (0..self.step.num_rows()).flat_map(|row| routing.row(row)).copied().collect()
     }
 
     fn write(&mut self, tensor: &mut OracleTensor, values: &[f32]) {

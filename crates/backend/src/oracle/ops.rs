@@ -58,16 +58,25 @@ pub(super) fn linear(
     let columns = weight.columns;
     assert_eq!(input.width, columns, "inner width");
     assert_eq!(out.width, weight.parts.iter().map(|part| part.rows).sum::<usize>(), "outputs");
-    let mut values = vec![0.0; columns];
-    let mut output = 0;
-    for part in &weight.parts {
-        for stored in 0..part.rows {
-            part.row(stored, &mut values);
-            for row in 0..rows {
-                let sum = segmented_dot(input.row(row), &values, weight.segments);
-                out.row_mut(row)[output] = sum + bias.map_or(0.0, |bias| bias[output]);
+    weight.for_each_row(|output, values| {
+        for row in 0..rows {
+            let sum = segmented_dot(input.row(row), values, weight.segments);
+            out.row_mut(row)[output] = sum + bias.map_or(0.0, |bias| bias[output]);
+        }
+    });
+}
+
+impl OracleWeight {
+    /// Calls `each(output, weights)` for every output.
+    pub(super) fn for_each_row(&self, mut each: impl FnMut(usize, &[f32])) {
+        let mut values = vec![0.0; self.columns];
+        let mut output = 0;
+        for part in &self.parts {
+            for stored in 0..part.rows {
+                part.row(stored, &mut values);
+                each(output, &values);
+                output += 1;
             }
-            output += 1;
         }
     }
 }
@@ -79,6 +88,11 @@ fn segmented_dot(a: &[f32], b: &[f32], segments: usize) -> f32 {
     for (sum, (a, b)) in sums.iter_mut().zip(a.chunks(width).zip(b.chunks(width))) {
         *sum = dot(a, b);
     }
+    join_segments(&mut sums, segments)
+}
+
+/// The tree of neighbours.
+pub(super) fn join_segments(sums: &mut [f32; 8], segments: usize) -> f32 {
     let mut count = segments;
     while count > 1 {
         count /= 2;
