@@ -6,14 +6,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use oarlock_backend::oracle::{check_view, rotary_tables};
 use oarlock_backend::quant::dequantize_row;
 use oarlock_backend::{
-    Activation, AttentionParams, Backend, BackendError, BackendLimits, HostBackend, InnerSplit,
-    KvCacheShape, Progress, RotaryStyle, RowResult, RowSet, StepInput, StepRecord, WeightView,
+    Activation, AttentionParams, Backend, BackendError, BackendLimits, ExpertsShape, HostBackend,
+    InnerSplit, KvCacheShape, Progress, RotaryStyle, RowResult, RowSet, StepInput, StepRecord,
+    WeightView,
 };
 use oarlock_types::{BLOCK_TOKENS, SlotError};
 
 use crate::activation::{gated_activation, soft_cap};
 use crate::attention::{AttentionCall, CpuKvCache, PartialSums};
 use crate::buffer::{AlignedBuffer, SharedSlice};
+use crate::experts::{CpuExperts, CpuRouting, ExpertWorkspace, FeedForward};
 use crate::isa::Isa;
 use crate::linear::{ActivationBuffers, LinearCall, linear};
 use crate::norm::{add_rms_norm, rms_norm};
@@ -54,6 +56,7 @@ pub struct CpuBackend {
     pool: ThreadPool,
     activations: ActivationBuffers,
     partials: PartialSums,
+    experts: ExpertWorkspace,
     step: StepRecord,
     tile: Range<usize>,
     results: Vec<RowResult>,
@@ -83,6 +86,7 @@ impl CpuBackend {
             pool,
             activations: ActivationBuffers::new(limits.max_tokens.max(limits.max_gathered))?,
             partials: PartialSums::new(limits.max_positions),
+            experts: ExpertWorkspace::new(&limits, config.threads)?,
             step: StepRecord::with_limits(&limits),
             tile: 0..0,
             results: Vec::with_capacity(limits.max_tokens + limits.max_chunks),
@@ -158,6 +162,8 @@ impl Backend for CpuBackend {
     type Vector = CpuVector;
     type Rotary = CpuRotary;
     type KvCache = CpuKvCache;
+    type Experts = CpuExperts;
+    type Routing = CpuRouting;
 
     fn instruction_set(&self) -> String {
         match self.dtype {
@@ -231,6 +237,37 @@ impl Backend for CpuBackend {
         let (cos, sin) = rotary_tables(inverse_frequencies, scale, self.limits.max_positions);
         self.memory_bytes += 8 * cos.len() as u64;
         Ok(CpuRotary { style, half: inverse_frequencies.len(), cos, sin })
+    }
+
+    fn experts(
+        &mut self,
+        shape: &ExpertsShape,
+        router: &WeightView<'_>,
+    ) -> Result<CpuExperts, BackendError> {
+        let experts = CpuExperts::new(shape, router, &mut self.pool)?;
+        self.memory_bytes += experts.router_bytes();
+        Ok(experts)
+    }
+
+    fn pack_expert(
+        &mut self,
+        experts: &mut CpuExperts,
+        gate_up: &[WeightView<'_>; 2],
+        down: &WeightView<'_>,
+    ) -> Result<(), BackendError> {
+        self.memory_bytes += experts.pack(gate_up, down, self.dtype, &mut self.pool)?;
+        if experts.checks.count() == 1 {
+            self.memory_bytes -= self.experts.bytes();
+            self.experts.reserve(experts)?;
+            self.memory_bytes += self.experts.bytes();
+        }
+        Ok(())
+    }
+
+    fn routing(&mut self, shape: &ExpertsShape) -> Result<CpuRouting, BackendError> {
+        let routing = CpuRouting::new(&self.limits, shape);
+        self.memory_bytes += routing.bytes();
+        Ok(routing)
     }
 
     fn kv_cache(&mut self, shape: KvCacheShape) -> Result<CpuKvCache, BackendError> {
@@ -356,13 +393,14 @@ impl Backend for CpuBackend {
     ) {
         let (dim, kv_heads) = (params.head_dim, params.num_kv_heads);
         assert_eq!(qkv.width, (params.num_heads + 2 * kv_heads) * dim, "width of qkv");
-        assert_eq!(2 * rotary.half, dim, "rotary covers whole heads");
+        assert!(2 * rotary.half <= dim, "rotary is within heads");
         let rotated = params.num_heads + kv_heads;
         for row in 0..self.step.num_rows() {
             let position = self.step.position(row);
             let values = &mut qkv.values[row * qkv.width..][..qkv.width];
             for head in values[..rotated * dim].chunks_exact_mut(dim) {
-                rotate_head(self.isa, rotary.style, head, rotary.at(position));
+                let rotated = &mut head[..2 * rotary.half];
+                rotate_head(self.isa, rotary.style, rotated, rotary.at(position));
             }
             let block = self.step.table(row)[position / BLOCK_TOKENS];
             let (keys, values) = values[params.num_heads * dim..].split_at(kv_heads * dim);
@@ -407,6 +445,34 @@ impl Backend for CpuBackend {
             // SAFETY: each row is written by one thread.
             let out = unsafe { row_of(&shared, width, row) };
             gated_activation(isa, out, gate_up.row(row), activation);
+        });
+    }
+
+    fn route(&mut self, routing: &mut CpuRouting, input: &CpuTensor, experts: &CpuExperts) {
+        let input = (input, self.rows(input.rows));
+        let result = self.experts.route(self.isa, &mut self.pool, routing, input, experts);
+        self.check(result);
+    }
+
+    fn expert_feed_forward(
+        &mut self,
+        out: &mut CpuTensor,
+        input: &CpuTensor,
+        routing: &CpuRouting,
+        experts: &CpuExperts,
+        activation: Activation,
+    ) {
+        let rows = self.rows(input.rows);
+        let call = FeedForward { isa: self.isa, layer: experts, routing, input, activation };
+        let out = &mut out.values[..rows * input.width];
+        let result = self.experts.feed_forward(&mut self.pool, &call, out);
+        self.check(result);
+    }
+
+    fn add_bias(&mut self, values: &mut CpuTensor, bias: &CpuVector) {
+        assert_eq!(values.width, bias.values.len(), "width of the bias");
+        self.in_place(values, &|row| {
+            row.iter_mut().zip(&bias.values[..]).for_each(|(value, bias)| *value += bias);
         });
     }
 
@@ -462,6 +528,10 @@ impl Backend for CpuBackend {
 
     fn read(&mut self, tensor: &CpuTensor) -> Vec<f32> {
         tensor.values[..self.rows(tensor.rows) * tensor.width].to_vec()
+    }
+
+    fn read_routing(&mut self, routing: &CpuRouting) -> Vec<(u32, f32)> {
+        routing.choices().collect()
     }
 
     fn write(&mut self, tensor: &mut CpuTensor, values: &[f32]) {

@@ -302,12 +302,7 @@ pub trait Backend: Sized + Send + 'static {
     );
 
     /// Chooses each row's experts, as [`ExpertsShape`] says.
-    fn route(
-        &mut self,
-        routing: &mut Self::Routing,
-        input: &Self::Tensor,
-        experts: &Self::Experts,
-    );
+    fn route(&mut self, routing: &mut Self::Routing, input: &Self::Tensor, experts: &Self::Experts);
 
     /// `out = sum over a row's experts of weight * down(activation(gate) * up)`, float32. Inside of a segment of
     /// the inner width, experts are added in order of their index, `sum = fma(weight, expert's, sum)` from zero;

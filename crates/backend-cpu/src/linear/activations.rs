@@ -13,12 +13,12 @@ use crate::threads::{ThreadPool, quarter_share};
 use super::QuantRows;
 
 /// Rows that a kernel takes at once at most.
-pub(super) const MAX_GROUP: usize = 8;
+pub(crate) const MAX_GROUP: usize = 8;
 /// Values below which the caller converts alone: a job for all threads would cost more.
 const ALONE: usize = 16 * 1024;
 
 /// Rows of the next group where `rows` are left: 8, 4, 2 or 1.
-pub(super) fn group_len(rows: usize) -> usize {
+pub(crate) fn group_len(rows: usize) -> usize {
     if rows >= MAX_GROUP { MAX_GROUP } else { 1 << rows.ilog2() }
 }
 
@@ -84,33 +84,14 @@ impl ActivationBuffers {
         weight: &CpuWeight,
         (int8, bf16): (bool, bool),
     ) -> Result<(), String> {
-        assert!(rows <= self.max_rows, "rows within the limits");
         let columns = weight.columns;
-        let padded = padded_width(weight);
-        let values = SharedSlice::new(&mut self.values);
-        let meta = SharedSlice::new(&mut self.meta);
-        let floats = SharedSlice::new(&mut self.bf16);
+        let views = self.views(isa, rows, weight, (int8, bf16));
         let convert = |first: usize, end: usize| {
             for row in first..end {
-                let input = &input[row * columns..][..columns];
-                if int8 {
-                    // Where the row's group begins, and how it is interleaved.
-                    let (group, rows_of_group) = group_of(row, rows);
-                    let range =
-                        |unit| group * columns / unit..(group + rows_of_group) * columns / unit;
-                    // SAFETY: the parts of other rows in the group are not touched through this view.
-                    let (values, meta) =
-                        unsafe { (values.range(range(1)), meta.range(range(BLOCK))) };
-                    quantize_row(isa, input, values, meta, row - group, rows_of_group);
-                }
-                if bf16 {
-                    // SAFETY: each row is converted by one thread.
-                    let out = unsafe { floats.range(row * padded..(row + 1) * padded) };
-                    round_row(input, out, columns / weight.segments);
-                    if isa.get() == InstructionSet::Amx && group_of(row, rows).1 == MAX_GROUP {
-                        to_pairs(out);
-                    }
-                }
+                // SAFETY: each row is converted by one thread.
+                unsafe {
+                    views.convert(&input[row * columns..][..columns], row, group_of(row, rows))
+                };
             }
         };
         if rows * columns <= ALONE {
@@ -123,6 +104,47 @@ impl ActivationBuffers {
         pool.run(groups, quarter_share(groups, threads), &|_, groups| {
             convert(groups.start * MAX_GROUP, rows.min(groups.end * MAX_GROUP));
         })
+    }
+
+    /// Converts rows that lie anywhere, in these groups (first row, length), which cover rows from 0 on.
+    pub(crate) fn convert_groups<'a>(
+        &mut self,
+        isa: Isa,
+        pool: &mut ThreadPool,
+        groups: &[(usize, usize)],
+        input: &(dyn Fn(usize) -> &'a [f32] + Sync),
+        weight: &CpuWeight,
+    ) -> Result<(), String> {
+        let rows = groups.last().map_or(0, |(first, len)| first + len);
+        let views = self.views(isa, rows, weight, weight.takes());
+        let threads = pool.threads();
+        pool.run(groups.len(), quarter_share(groups.len(), threads), &|_, taken| {
+            for &(first, len) in &groups[taken] {
+                for row in first..first + len {
+                    // SAFETY: each row is converted by one thread.
+                    unsafe { views.convert(input(row), row, (first, len)) };
+                }
+            }
+        })
+    }
+
+    fn views(
+        &mut self,
+        isa: Isa,
+        rows: usize,
+        weight: &CpuWeight,
+        (int8, bf16): (bool, bool),
+    ) -> ActivationViews {
+        assert!(rows <= self.max_rows, "rows within the limits");
+        ActivationViews {
+            isa,
+            columns: weight.columns,
+            segment: weight.columns / weight.segments,
+            padded: padded_width(weight),
+            values: int8
+                .then(|| (SharedSlice::new(&mut self.values), SharedSlice::new(&mut self.meta))),
+            floats: bf16.then(|| SharedSlice::new(&mut self.bf16)),
+        }
     }
 
     /// The int8 rows of the group that begins at `row`.
@@ -159,6 +181,44 @@ impl ActivationBuffers {
         let first = segment * padded / weight.segments / 2;
         let group = &self.bf16[row * padded..(row + MAX_GROUP) * padded];
         (&bytemuck::cast_slice(group)[first..], padded)
+    }
+}
+
+/// The buffers, as threads share them while they convert the input of one layer.
+struct ActivationViews {
+    isa: Isa,
+    columns: usize,
+    /// Columns of one segment.
+    segment: usize,
+    padded: usize,
+    /// Where int8 is taken.
+    values: Option<(SharedSlice<i8>, SharedSlice<BlockMeta>)>,
+    /// Where bfloat16 is taken.
+    floats: Option<SharedSlice<f32>>,
+}
+
+impl ActivationViews {
+    /// Converts one row, which is in the group (first row, length).
+    ///
+    /// # Safety
+    /// No other thread converts a row of the group, and the buffers live.
+    unsafe fn convert(&self, input: &[f32], row: usize, (group, rows_of_group): (usize, usize)) {
+        let Self { isa, columns, segment, padded, .. } = *self;
+        if let Some((values, meta)) = &self.values {
+            // Where the row's group begins, and how it is interleaved.
+            let range = |unit| group * columns / unit..(group + rows_of_group) * columns / unit;
+            // SAFETY: the parts of other rows in the group are not touched through this view.
+            let (values, meta) = unsafe { (values.range(range(1)), meta.range(range(BLOCK))) };
+            quantize_row(isa, input, values, meta, row - group, rows_of_group);
+        }
+        if let Some(floats) = &self.floats {
+            // SAFETY: the row is this thread's.
+            let out = unsafe { floats.range(row * padded..(row + 1) * padded) };
+            round_row(input, out, segment);
+            if isa.get() == InstructionSet::Amx && rows_of_group == MAX_GROUP {
+                to_pairs(out);
+            }
+        }
     }
 }
 

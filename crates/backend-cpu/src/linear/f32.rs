@@ -7,7 +7,7 @@ use crate::pack::TILE;
 multiversion! {
     /// Sums of one tile over some columns (`[column][output]`), from zero, for as many rows as `sums`
     /// has. `input` is the first row's segment, and the distance between rows.
-    pub(super) fn tile = tile_generic(
+    pub(crate) fn tile = tile_generic(
         weights: &[[f32; TILE]], input: (&[f32], usize), sums: &mut [[f32; TILE]],
     );
 }

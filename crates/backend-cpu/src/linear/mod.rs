@@ -10,7 +10,8 @@ mod bf16;
 mod f32;
 mod portable;
 
-pub(crate) use activations::{ActivationBuffers, BlockMeta};
+pub(crate) use activations::{ActivationBuffers, BlockMeta, MAX_GROUP, group_len};
+pub(crate) use f32::tile as f32_tile;
 
 use std::ops::Range;
 
@@ -24,18 +25,18 @@ use crate::pack::{
 };
 use crate::threads::{ThreadPool, quarter_share};
 
-use activations::{MAX_GROUP, bf16_blocks, group_len};
+use activations::bf16_blocks;
 
 /// Rows whose activations stay in the cache while a thread goes through its tiles.
-const PANEL: usize = 64;
+pub(crate) const PANEL: usize = 64;
 /// Multiplications of a panel between two signs of progress: milliseconds at the slowest, and enough not
 /// to be felt.
-const WORK_PER_SIGN: usize = 1 << 23;
+pub(crate) const WORK_PER_SIGN: usize = 1 << 23;
 /// Segments of an inner sum at most.
-const MAX_SEGMENTS: usize = 8;
+pub(crate) const MAX_SEGMENTS: usize = 8;
 
 /// Sums of one tile for the rows of one group.
-type TileSums = [[f32; TILE]; MAX_GROUP];
+pub(crate) type TileSums = [[f32; TILE]; MAX_GROUP];
 
 /// One group of rows of the int8 activations: `[block][row]`.
 #[derive(Clone, Copy)]
@@ -59,12 +60,12 @@ pub(crate) struct LinearCall<'a> {
 
 /// The tile unit of a thread, configured while it works on one range of tiles.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-type Unit = HardwareTiles;
+pub(crate) type Unit = HardwareTiles;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-type Unit = std::convert::Infallible;
+pub(crate) type Unit = std::convert::Infallible;
 
 /// `None` where the instruction set has no tiles.
-fn configured_unit(isa: Isa) -> Option<Unit> {
+pub(crate) fn configured_unit(isa: Isa) -> Option<Unit> {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if isa.get() == InstructionSet::Amx {
         // SAFETY: an `Isa` is only made of an instruction set that the CPU has and the kernel granted;
@@ -97,7 +98,8 @@ pub(crate) fn linear(
         let unit = configured_unit(isa);
         for first_row in (0..rows).step_by(PANEL) {
             let rows = first_row..rows.min(first_row + PANEL);
-            let panel = Panel { isa, unit: &unit, weight, bias, input, buffers, rows, out };
+            let products = Products { isa, unit: &unit, weight, input, buffers };
+            let panel = Panel { products, bias, rows, out };
             // A range of a wide layer and many rows may take seconds.
             for first in tiles.clone().step_by(tiles_per_sign) {
                 panel.run(first..tiles.end.min(first + tiles_per_sign));
@@ -110,23 +112,19 @@ pub(crate) fn linear(
 }
 
 /// The rows of one panel.
-struct Panel<'a> {
-    isa: Isa,
-    unit: &'a Option<Unit>,
-    weight: &'a CpuWeight,
-    bias: Option<&'a [f32]>,
-    input: &'a [f32],
-    buffers: &'a ActivationBuffers,
-    rows: Range<usize>,
-    out: SharedSlice<f32>,
+pub(crate) struct Panel<'a> {
+    pub(crate) products: Products<'a>,
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) rows: Range<usize>,
+    pub(crate) out: SharedSlice<f32>,
 }
 
 impl Panel<'_> {
     /// Computes tiles, counted through all parts.
-    fn run(&self, tiles: Range<usize>) {
+    pub(crate) fn run(&self, tiles: Range<usize>) {
         let mut sums = [[[0.0; TILE]; MAX_GROUP]; MAX_SEGMENTS];
         let mut first_tile = 0;
-        for part in &self.weight.parts {
+        for part in &self.products.weight.parts {
             let part_tiles = part.outputs.div_ceil(TILE);
             let from = tiles.start.clamp(first_tile, first_tile + part_tiles);
             let to = tiles.end.clamp(first_tile, first_tile + part_tiles);
@@ -141,30 +139,73 @@ impl Panel<'_> {
         let mut row = self.rows.start;
         while row < self.rows.end {
             let group = group_len(self.rows.end - row);
-            for (segment, sums) in sums[..self.weight.segments].iter_mut().enumerate() {
-                sums[..group].fill([0.0; TILE]);
-                match &part.values {
-                    PartValues::Quantized(values) => {
-                        self.quantized(values, tile, segment, row, sums);
-                    }
-                    PartValues::Bf16(values) => {
-                        let blocks = bf16_blocks(self.weight);
-                        let weights = &values.tile(tile)[segment * blocks * BLOCK / 2..]
-                            [..blocks * BLOCK / 2];
-                        self.bf16(weights, segment, row, &mut sums[..group]);
-                    }
-                    PartValues::F32(values) => {
-                        let columns = self.weight.columns;
-                        let width = columns / self.weight.segments;
-                        let weights = &values.tile(tile)[segment * width..][..width];
-                        let input = &self.input[row * columns + segment * width..];
-                        f32::tile(self.isa, weights, (input, columns), &mut sums[..group]);
-                    }
-                }
-            }
-            join_segments(sums, self.weight.segments, group);
+            self.products.sums(part, tile, (row, group), sums);
+            join_segments(sums, self.products.weight.segments, group);
             self.store(part, tile, row, &sums[0][..group]);
             row += group;
+        }
+    }
+
+    /// Adds the bias and writes the valid outputs of a tile.
+    fn store(&self, part: &PackedPart, tile: usize, first_row: usize, sums: &[[f32; TILE]]) {
+        let output = part.first_output + tile * TILE;
+        let valid = TILE.min(part.outputs - tile * TILE);
+        for (row, sums) in (first_row..).zip(sums) {
+            let at = row * self.products.weight.outputs + output;
+            // SAFETY: each tile is computed by one thread, and the output outlives the job.
+            let out = unsafe { self.out.range(at..at + valid) };
+            match self.bias {
+                Some(bias) => {
+                    for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[output..]) {
+                        *out = sum + bias;
+                    }
+                }
+                None => out.copy_from_slice(&sums[..valid]),
+            }
+        }
+    }
+}
+
+/// A layer and its converted input, as one thread multiplies them.
+pub(crate) struct Products<'a> {
+    pub(crate) isa: Isa,
+    pub(crate) unit: &'a Option<Unit>,
+    pub(crate) weight: &'a CpuWeight,
+    /// What `buffers` were converted from; read by parts in float32 only.
+    pub(crate) input: &'a [f32],
+    pub(crate) buffers: &'a ActivationBuffers,
+}
+
+impl Products<'_> {
+    /// Sums of each segment of one tile for a group of rows (first, length).
+    pub(crate) fn sums(
+        &self,
+        part: &PackedPart,
+        tile: usize,
+        (row, group): (usize, usize),
+        sums: &mut [TileSums; MAX_SEGMENTS],
+    ) {
+        for (segment, sums) in sums[..self.weight.segments].iter_mut().enumerate() {
+            let sums = &mut sums[..group];
+            sums.fill([0.0; TILE]);
+            match &part.values {
+                PartValues::Quantized(values) => {
+                    self.quantized(values, tile, segment, row, sums);
+                }
+                PartValues::Bf16(values) => {
+                    let blocks = bf16_blocks(self.weight);
+                    let weights =
+                        &values.tile(tile)[segment * blocks * BLOCK / 2..][..blocks * BLOCK / 2];
+                    self.bf16(weights, segment, row, sums);
+                }
+                PartValues::F32(values) => {
+                    let columns = self.weight.columns;
+                    let width = columns / self.weight.segments;
+                    let weights = &values.tile(tile)[segment * width..][..width];
+                    let input = &self.input[row * columns + segment * width..];
+                    f32::tile(self.isa, weights, (input, columns), sums);
+                }
+            }
         }
     }
 
@@ -174,13 +215,12 @@ impl Panel<'_> {
         tile: usize,
         segment: usize,
         row: usize,
-        sums: &mut TileSums,
+        sums: &mut [[f32; TILE]],
     ) {
-        let group = group_len(self.rows.end - row);
         let blocks = part.blocks() / self.weight.segments;
         let range = segment * blocks..(segment + 1) * blocks;
-        let rows = self.buffers.quant_rows(row, group, part.blocks());
-        quantized_tile(self.isa, part.format(), &part.tile(tile), range, rows, &mut sums[..group]);
+        let rows = self.buffers.quant_rows(row, sums.len(), part.blocks());
+        quantized_tile(self.isa, part.format(), &part.tile(tile), range, rows, sums);
     }
 
     fn bf16(&self, weights: &[[u32; TILE]], segment: usize, row: usize, sums: &mut [[f32; TILE]]) {
@@ -193,25 +233,6 @@ impl Panel<'_> {
         }
         let input = self.buffers.bf16_rows(row, sums.len(), segment, self.weight);
         bf16::tile(self.isa, weights, input, sums);
-    }
-
-    /// Adds the bias and writes the valid outputs of a tile.
-    fn store(&self, part: &PackedPart, tile: usize, first_row: usize, sums: &[[f32; TILE]]) {
-        let output = part.first_output + tile * TILE;
-        let valid = TILE.min(part.outputs - tile * TILE);
-        for (row, sums) in (first_row..).zip(sums) {
-            let at = row * self.weight.outputs + output;
-            // SAFETY: each tile is computed by one thread, and the output outlives the job.
-            let out = unsafe { self.out.range(at..at + valid) };
-            match self.bias {
-                Some(bias) => {
-                    for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[output..]) {
-                        *out = sum + bias;
-                    }
-                }
-                None => out.copy_from_slice(&sums[..valid]),
-            }
-        }
     }
 }
 

@@ -95,6 +95,11 @@ impl CpuWeight {
         self.parts.iter().map(|part| part.outputs.div_ceil(TILE)).sum()
     }
 
+    /// Whether some part takes float32 activations.
+    pub(crate) fn has_float32(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part.values, PartValues::F32(_)))
+    }
+
     /// Whether some part takes int8, and whether some part takes bfloat16 activations.
     pub(crate) fn takes(&self) -> (bool, bool) {
         let is_int8 = |part: &PackedPart| matches!(part.values, PartValues::Quantized(_));

@@ -131,10 +131,10 @@ pub(super) fn shapes<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
     cases.push(cap);
     cases.push(Case { style: RotaryStyle::Interleaved, ..Case::new(2, 2, 64, 50) });
     // Phi-4-mini's heads, of which three quarters are rotated, and odder ones.
-    cases.extend([(128, 96), (16, 8), (48, 24)].map(|(head_dim, rotated)| Case {
-        rotated,
-        ..Case::new(2, 2, head_dim, 20)
-    }));
+    cases.extend(
+        [(128, 96), (16, 8), (48, 24)]
+            .map(|(head_dim, rotated)| Case { rotated, ..Case::new(2, 2, head_dim, 20) }),
+    );
     for case in cases {
         let input = case.input(11);
         let got = Layer::new(make(limits()), case, case.blocks()).whole(&input);

@@ -160,12 +160,9 @@ pub(super) fn rows_are_independent<B: Backend>(make: Make<'_, B>) {
 /// Ranks that hold ranges of the inner width, joined by the tree, have the bits of the whole layer.
 pub(super) fn shards_join_to_the_whole<B: Backend>(make: Make<'_, B>) {
     use WeightKind::{Bf16, Q4K, Q6K, Q8_0};
-    for (kinds, feed_forward, ranks) in [
-        ([Bf16, Bf16], 48, 2),
-        ([Bf16, Bf16], 48, 8),
-        ([Q4K, Q6K], 768, 4),
-        ([Q8_0, Q8_0], 128, 2),
-    ] {
+    for (kinds, feed_forward, ranks) in
+        [([Bf16, Bf16], 48, 2), ([Bf16, Bf16], 48, 8), ([Q4K, Q6K], 768, 4), ([Q8_0, Q8_0], 128, 2)]
+    {
         let units = if kinds[1].is_quantized() { feed_forward / 32 } else { feed_forward };
         let split = InnerSplit::of_units(units);
         let shape = ExpertsShape { split, ..shape(6, 3, 256, feed_forward) };
