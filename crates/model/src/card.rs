@@ -5,8 +5,8 @@ use oarlock_types::{
 };
 
 use crate::ModelError;
-use crate::families;
 use crate::gguf::{Header, Metadata, TensorInfo, Value};
+use crate::spec::DecoderSpec;
 
 /// Control tokens by which known chat models end an answer. A file names one of them as its end of
 /// sequence and often forgets the others.
@@ -21,9 +21,8 @@ const END_OF_GENERATION: [&str; 8] = [
     "</s>",
 ];
 
-pub(crate) fn read(header: &Header) -> Result<ModelCard, ModelError> {
+pub(crate) fn read(header: &Header, spec: &DecoderSpec) -> Result<ModelCard, ModelError> {
     let metadata = &header.metadata;
-    let spec = families::spec(metadata)?;
     let tokenizer = tokenizer(metadata)?;
     let (texts, kinds) = match &tokenizer {
         Some(TokenizerSource::Bpe(vocabulary)) => (&vocabulary.tokens[..], &vocabulary.kinds[..]),

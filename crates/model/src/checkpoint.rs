@@ -1,18 +1,22 @@
 //! A model on disk, opened and checked, and the way from it to a running one.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use oarlock_backend::{Backend, WeightKind};
+use oarlock_backend::{Backend, InnerSplit, WeightKind, WeightView};
 use oarlock_collective::Collective;
 use oarlock_types::{LoadProgress, ModelCard, Shard};
 
-use crate::families::DecoderSpec;
-use crate::gguf::{self, Header, TensorInfo};
-use crate::hugging_face::{self, Config, Tensors};
+use crate::buffers::BufferType;
+use crate::families::Family;
+use crate::gguf::{self, Header, Keys, TensorInfo};
+use crate::hugging_face::{self, Config, Names, Tensors};
+use crate::layout::{Place, Role, layout};
 use crate::mapping::Mapping;
-use crate::rope::RopeFrequencies;
-use crate::sharding::{RankRanges, check_degree, degrees};
+use crate::quantization::{Quantization, Quantized};
+use crate::sharding::{RankRanges, attention_split, check_degree, degrees, feed_forward_split};
+use crate::spec::DecoderSpec;
 use crate::weights::WeightLoader;
 use crate::{Decoder, ModelError, card, families, hash};
 
@@ -22,12 +26,14 @@ pub struct Checkpoint {
     /// Files of weights, mapped.
     files: Vec<(PathBuf, Mapping)>,
     source: Source,
-    spec: DecoderSpec,
+    pub(crate) family: &'static Family,
+    pub(crate) spec: DecoderSpec,
+    quantization: Quantization,
 }
 
-enum Source {
+pub(crate) enum Source {
     Gguf(Header),
-    Folder { config: Config, tensors: Tensors },
+    Folder { config: Config, tensors: Tensors, names: Names },
 }
 
 /// One tensor.
@@ -40,17 +46,38 @@ pub(crate) struct Tensor<'a> {
 }
 
 impl Checkpoint {
-    /// Maps a model's weights and checks its headers.
+    /// Maps a model's weights and checks its headers: all tensors are there, of the shapes that the model has,
+    /// and no others.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let info = std::fs::metadata(path)
             .map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
-        if info.is_dir() { Self::open_folder(path) } else { Self::open_gguf(path) }
+        let mut opened =
+            if info.is_dir() { Self::open_folder(path) } else { Self::open_gguf(path) }?;
+        opened.check_tensors()?;
+        opened.spec.buffer_type = BufferType::Float32;
+        Ok(opened)
     }
 
-    /// Has angles computed from frequencies of this precision.
+    /// Has buffers rounded to this type.
     #[must_use]
-    pub fn with_rope_frequencies(mut self, frequencies: RopeFrequencies) -> Self {
-        self.spec.rope_frequencies = frequencies;
+    pub fn with_buffers(mut self, buffers: BufferType) -> Self {
+        self.spec.buffer_type = match (buffers, &self.source) {
+            (BufferType::Stored, Source::Folder { config, .. }) => config.stored_type(),
+            (BufferType::Stored, Source::Gguf(_)) => BufferType::Float32,
+            (buffers, _) => buffers,
+        };
+        self
+    }
+
+    /// What buffers are rounded to.
+    pub fn buffers(&self) -> BufferType {
+        self.spec.buffer_type
+    }
+
+    /// Has linear layers that are stored as floats quantized while they are loaded.
+    #[must_use]
+    pub fn with_quantization(mut self, quantization: Quantization) -> Self {
+        self.quantization = quantization;
         self
     }
 
@@ -58,32 +85,92 @@ impl Checkpoint {
         let mapping = map(path)?;
         let header = gguf::parse(mapping.bytes())
             .map_err(|reason| ModelError::Format { path: path.to_owned(), reason })?;
-        let spec = families::spec(&header.metadata)?;
-        let files = vec![(path.to_owned(), mapping)];
-        Ok(Self { path: path.to_owned(), files, source: Source::Gguf(header), spec })
+        let (family, spec) = families::of_gguf(&Keys::new(&header, mapping.bytes())?)?;
+        Ok(Self {
+            path: path.to_owned(),
+            files: vec![(path.to_owned(), mapping)],
+            source: Source::Gguf(header),
+            family,
+            spec,
+            quantization: Quantization::None,
+        })
     }
 
     fn open_folder(path: &Path) -> Result<Self, ModelError> {
         let config = Config::read(path)?;
-        let spec = hugging_face::spec(&config)?;
+        let (family, spec) = families::of_config(&config)?;
+        let names = Names(family);
         let mut files = Vec::new();
         let mut tensors = Tensors::new();
         let weight_files = hugging_face::weight_files(path)?;
         for (index, file) in weight_files.paths.iter().enumerate() {
             let mapping = map(file)?;
-            hugging_face::tensor_table(mapping.bytes(), index, &mut tensors)
+            hugging_face::tensor_table(mapping.bytes(), index, names, &mut tensors)
                 .map_err(|reason| ModelError::Format { path: file.clone(), reason })?;
             files.push((file.clone(), mapping));
         }
-        weight_files.check(&tensors)?;
-        Ok(Self { path: path.to_owned(), files, source: Source::Folder { config, tensors }, spec })
+        weight_files.check(&tensors, names)?;
+        Ok(Self {
+            path: path.to_owned(),
+            files,
+            source: Source::Folder { config, tensors, names },
+            family,
+            spec,
+            quantization: Quantization::None,
+        })
+    }
+
+    /// Every tensor that the model has is there and has its shape, and there are no others.
+    fn check_tensors(&self) -> Result<(), ModelError> {
+        let mut wanted = BTreeSet::new();
+        for Place { name, rows, columns, .. } in self.layout(&|name| self.tensor(name).is_some()) {
+            let tensor = self.tensor(&name).ok_or_else(|| self.missing(&name))?;
+            self.check_shape(&tensor, (rows, columns))?;
+            wanted.insert(name);
+        }
+        // Some files keep a copy of an embedding that is shared; factors belong to the metadata.
+        let is_known = |name: &str| {
+            name == "output.weight"
+                || matches!(&self.source, Source::Gguf(_)) && name.starts_with("rope_f")
+        };
+        match self.tensor_names().find(|name| !wanted.contains(*name) && !is_known(name)) {
+            None => Ok(()),
+            Some(name) => Err(ModelError::tensor(
+                self.tensor(name).map_or(name, |tensor| tensor.name),
+                format!(
+                    "{} has no such tensor; the file is of another model or a newer one",
+                    self.family.name
+                ),
+            )),
+        }
+    }
+
+    fn layout<'a>(&'a self, has: &'a dyn Fn(&str) -> bool) -> impl Iterator<Item = Place> + 'a {
+        layout(&self.spec, has)
+    }
+
+    pub(crate) fn missing(&self, name: &str) -> ModelError {
+        ModelError::tensor(self.name_in_file(name), "missing")
+    }
+
+    pub(crate) fn check_shape(
+        &self,
+        tensor: &Tensor<'_>,
+        (rows, columns): (usize, usize),
+    ) -> Result<(), ModelError> {
+        let info = tensor.info;
+        if (info.rows, info.columns) == (rows, columns) {
+            return Ok(());
+        }
+        let reason = format!("shape is {}x{}, expected {rows}x{columns}", info.rows, info.columns);
+        Err(ModelError::tensor(tensor.name, reason))
     }
 
     /// What the gateway needs to know of the model.
     pub fn card(&self) -> Result<ModelCard, ModelError> {
         match &self.source {
-            Source::Gguf(header) => card::read(header),
-            Source::Folder { config, tensors } => {
+            Source::Gguf(header) => card::read(header, &self.spec),
+            Source::Folder { config, tensors, .. } => {
                 let num_parameters = tensors.values().map(|tensor| tensor.info.parameters()).sum();
                 hugging_face::card(&self.path, config, &self.spec, num_parameters)
             }
@@ -124,27 +211,51 @@ impl Checkpoint {
 
     /// The tensor-parallel degrees that the model allows, ascending.
     pub fn tensor_parallel_degrees(&self) -> Vec<u32> {
-        let kind = |layer: usize, part: &str| {
-            self.tensor(&format!("blk.{layer}.{part}.weight")).map(|tensor| tensor.info.kind)
-        };
-        // A tensor that is missing is not what makes a degree impossible; see `check_shard`.
-        let kinds = (0..self.spec.num_layers)
-            .filter_map(|layer| Some((kind(layer, "attn_output")?, kind(layer, "ffn_down")?)));
-        degrees(&self.spec, kinds)
+        degrees(&self.spec, (0..self.spec.num_layers).flat_map(|layer| self.splits(layer)))
     }
 
-    /// Refuses a part of a group of a degree that the model does not allow, and a model without the
-    /// layers that decide it.
-    pub fn check_shard(&self, shard: Shard) -> Result<(), ModelError> {
-        for part in ["attn_output", "ffn_down"] {
-            for layer in 0..self.spec.num_layers {
-                let name = format!("blk.{layer}.{part}.weight");
-                if self.tensor(&name).is_none() {
-                    return Err(ModelError::tensor(self.name_in_file(&name), "missing"));
-                }
+    /// The splits of a layer's row-parallel parts.
+    fn splits(&self, layer: usize) -> [InnerSplit; 2] {
+        let kind = |part: &str| {
+            let name = format!("blk.{layer}.{part}.weight");
+            self.packed_kind(&name)
+        };
+        let experts = self.spec.experts.as_ref().filter(|experts| experts.layers[layer]);
+        let (width, down) = match experts {
+            None => (self.spec.feed_forward, kind("ffn_down")),
+            Some(experts) => {
+                (experts.feed_forward, kind("ffn_down_exps").or_else(|| kind("ffn_down.0")))
             }
-        }
+        };
+        // All are there, since the model is open.
+        let float = WeightKind::F32;
+        [
+            attention_split(&self.spec, kind("attn_output").unwrap_or(float)),
+            feed_forward_split(width, down.unwrap_or(float)),
+        ]
+    }
+
+    /// Refuses a part of a group of a degree that the model does not allow.
+    pub fn check_shard(&self, shard: Shard) -> Result<(), ModelError> {
         check_degree(shard, &self.tensor_parallel_degrees())
+    }
+
+    /// What a linear layer with this tensor is packed as; `None` where there is no such tensor.
+    pub(crate) fn packed_kind(&self, name: &str) -> Option<WeightKind> {
+        let info = self.tensor(name)?.info;
+        let is_output = matches!(name, "output.weight" | "token_embd.weight");
+        Some(self.quantization.packed(info.kind, info.columns, is_output))
+    }
+
+    /// Views of linear layers of these tensors, quantized as far as they are to be.
+    pub(crate) fn quantized<'n>(
+        &self,
+        names: impl Iterator<Item = &'n str>,
+        views: &[WeightView<'_>],
+    ) -> Result<Quantized, ModelError> {
+        let kinds =
+            names.zip(views).map(|(name, view)| self.packed_kind(name).unwrap_or(view.kind));
+        Quantized::new(views, kinds)
     }
 
     /// A tensor by this crate's name for it.
@@ -163,7 +274,7 @@ impl Checkpoint {
     pub(crate) fn name_in_file(&self, name: &str) -> String {
         match &self.source {
             Source::Gguf(_) => name.to_owned(),
-            Source::Folder { .. } => hugging_face::to_file(name),
+            Source::Folder { names, .. } => names.to_file(name),
         }
     }
 
@@ -181,55 +292,42 @@ impl Checkpoint {
     }
 
     /// Bytes that one rank's part takes once it is packed. `packed_bits` says what a value of a linear layer
-    /// becomes; tables and vectors stay as they are stored.
+    /// becomes; tables stay as they are stored, vectors are float32.
     pub fn packed_shard_bytes(
         &self,
         shard: Shard,
         packed_bits: &dyn Fn(WeightKind) -> Option<u64>,
     ) -> u64 {
-        let tied = self.spec.tied_output.unwrap_or_else(|| self.tensor("output.weight").is_none());
-        self.sum_of_shard(shard, &|name, info| {
+        self.sum_of_shard(shard, &|place, info| {
             let stored = info.range.len() as u64;
-            let packed = packed_bits(info.kind).map_or(stored, |bits| info.parameters() * bits / 8);
-            match name {
-                "token_embd.weight" if tied => stored + packed,
-                "token_embd.weight" => stored,
-                "output.weight" if tied => 0,
-                _ if info.rows == 1 => stored,
-                _ => packed,
+            let packed = || {
+                let kind = self.packed_kind(&place.name).unwrap_or(info.kind);
+                let bits = packed_bits(kind)
+                    .unwrap_or(8 * kind.block_bytes() as u64 / kind.block_values() as u64);
+                info.parameters() * bits / 8
+            };
+            match place.role {
+                Role::Table => stored,
+                Role::TiedTable => stored + packed(),
+                Role::Linear => packed(),
+                Role::Vector => info.parameters() * 4,
             }
         })
     }
 
     /// The sum of `bytes` over all tensors, each cut to what one rank takes of it.
-    fn sum_of_shard(&self, shard: Shard, bytes: &dyn Fn(&str, &TensorInfo) -> u64) -> u64 {
+    fn sum_of_shard(&self, shard: Shard, bytes: &dyn Fn(&Place, &TensorInfo) -> u64) -> u64 {
         let ranges = RankRanges::new(&self.spec, shard);
-        let share = |name: &str| {
-            let (own, whole) = match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'))
-            {
-                None => match name {
-                    "token_embd.weight" | "output.weight" => {
-                        (ranges.own_vocabulary().len(), self.spec.vocab_size)
-                    }
-                    _ => (1, 1),
-                },
-                Some((_, part)) => match part.split_once('.').map_or(part, |(part, _)| part) {
-                    "attn_q" | "attn_output" => (ranges.heads.len(), self.spec.num_heads),
-                    "attn_k" | "attn_v" => (ranges.kv_heads.len(), self.spec.num_kv_heads),
-                    "ffn_gate" | "ffn_up" | "ffn_down" => {
-                        (ranges.feed_forward.len(), self.spec.feed_forward)
-                    }
-                    _ => (1, 1),
-                },
-            };
-            let bytes = self.tensor(name).map_or(0, |tensor| bytes(name, tensor.info));
+        let share = |place: Place| {
+            let (own, whole) = place.cut.share(&self.spec, &ranges);
+            let bytes = self.tensor(&place.name).map_or(0, |tensor| bytes(&place, tensor.info));
             (u128::from(bytes) * own as u128 / whole as u128) as u64
         };
-        self.tensor_names().map(share).sum()
+        self.layout(&|name| self.tensor(name).is_some()).map(share).sum()
     }
 
-    /// Drops the mapped pages of a tensor that was packed.
-    pub(crate) fn release(&self, name: &str) {
+    /// Drops the mapped pages of a part of a tensor that was packed.
+    pub(crate) fn release(&self, name: &str, data: &[u8]) {
         let (file, info) = match &self.source {
             Source::Gguf(header) => (0, header.tensors.get(name)),
             Source::Folder { tensors, .. } => {
@@ -237,8 +335,10 @@ impl Checkpoint {
                 (tensor.map_or(0, |tensor| tensor.file), tensor.map(|tensor| &tensor.info))
             }
         };
-        if let Some(info) = info {
-            self.files[file].1.drop_pages(info.range.clone());
+        if info.is_some() {
+            let mapping = &self.files[file].1;
+            let start = data.as_ptr().addr() - mapping.bytes().as_ptr().addr();
+            mapping.drop_pages(start..start + data.len());
         }
     }
 }
@@ -262,7 +362,8 @@ fn map(path: &Path) -> Result<Mapping, ModelError> {
 pub fn inspect(bytes: &[u8]) -> Result<ModelCard, ModelError> {
     let path = PathBuf::from("(in memory)");
     let header = gguf::parse(bytes).map_err(|reason| ModelError::Format { path, reason })?;
-    card::read(&header)
+    let (_, spec) = families::of_gguf(&Keys::new(&header, bytes)?)?;
+    card::read(&header, &spec)
 }
 
 /// Packs the weights of `checkpoint` that this rank of the `collective` takes into `backend`, and plans a
@@ -279,7 +380,5 @@ pub fn load<B: Backend>(
     let spec = checkpoint.spec.clone();
     let ranges = RankRanges::new(&spec, shard);
     let mut loader = WeightLoader::new(checkpoint, checkpoint.shard_bytes(shard), progress);
-    let decoder = Decoder::load(spec, ranges, &mut loader, backend, collective, num_blocks)?;
-    loader.finish()?;
-    Ok(decoder)
+    Decoder::load(spec, ranges, &mut loader, backend, collective, num_blocks)
 }

@@ -2,16 +2,18 @@
 //! tensor-parallel group it computes one rank's part, and joins it with the others' by a collective.
 
 use oarlock_backend::{
-    AttentionParams, Backend, BackendError, KvCacheShape, LogitRow, RowResult, RowSet, StepInput,
+    AttentionParams, Backend, BackendError, InnerSplit, KvCacheShape, LogitRow, RowResult, RowSet,
+    StepInput,
 };
 use oarlock_collective::{Collective, CollectiveError};
 use oarlock_types::{Shard, SlotError, TokenId};
 use thiserror::Error;
 
-use crate::families::DecoderSpec;
-use crate::layer::Layer;
-use crate::rope::inverse_frequencies;
+use crate::layer::{Dense, FeedForward, Layer, LayerLoader, experts_shape};
+use crate::layout::is_tied;
+use crate::rope::Rope;
 use crate::sharding::RankRanges;
+use crate::spec::DecoderSpec;
 use crate::trace::Trace;
 use crate::weights::{Part, WeightLoader};
 use crate::{ModelError, Tracer};
@@ -63,8 +65,10 @@ struct Activations<B: Backend> {
     qkv: B::Tensor,
     attention: B::Tensor,
     delta: B::Tensor,
-    gate_up: B::Tensor,
-    gated: B::Tensor,
+    /// Gate and up, and their product, of layers without experts.
+    dense: Option<[B::Tensor; 2]>,
+    /// Of layers with experts.
+    routing: Option<B::Routing>,
     gathered: B::Tensor,
     /// Of this rank's part of the vocabulary.
     logits: B::Tensor,
@@ -80,16 +84,23 @@ impl<B: Backend> Activations<B> {
         let mut tokens = |width| backend.tensor(RowSet::Tokens, width);
         let heads = ranges.heads.len() * spec.head_dim;
         let kv_heads = ranges.kv_heads.len() * spec.head_dim;
-        let feed_forward = ranges.feed_forward.len();
+        let (normed, qkv) = (tokens(spec.hidden)?, tokens(heads + 2 * kv_heads)?);
+        let attention = tokens(heads)?;
+        let width = ranges.feed_forward.len();
+        let dense =
+            if spec.has_dense_layers() { Some([tokens(2 * width)?, tokens(width)?]) } else { None };
+        let routing = spec.experts.as_ref().map(|experts| {
+            backend.routing(&experts_shape(spec, ranges, experts, InnerSplit::WHOLE))
+        });
         let puts_together = ranges.shard.ranks > 1 && ranges.shard.rank == 0;
         Ok(Self {
             residual,
-            normed: tokens(spec.hidden)?,
-            qkv: tokens(heads + 2 * kv_heads)?,
-            attention: tokens(heads)?,
+            normed,
+            qkv,
+            attention,
             delta,
-            gate_up: tokens(2 * feed_forward)?,
-            gated: tokens(feed_forward)?,
+            dense,
+            routing: routing.transpose()?,
             gathered: backend.tensor(RowSet::Gathered, spec.hidden)?,
             logits: float(backend, RowSet::Gathered, ranges.own_vocabulary().len())?,
             all_logits: puts_together
@@ -113,31 +124,25 @@ impl<B: Backend> Decoder<B> {
         let cache = KvCacheShape { num_layers, num_blocks, num_kv_heads, head_dim };
         let vocabulary =
             |name: &str| Part::range(name.to_owned(), vocab_size, ranges.own_vocabulary());
-        let tied = spec.tied_output.unwrap_or_else(|| !loader.has("output.weight"));
+        let tied = is_tied(&spec, &|name| loader.has(name));
         let output = vocabulary(if tied { "token_embd.weight" } else { "output.weight" });
-        if tied {
-            // Some files keep a copy of what is shared.
-            loader.ignore("output.weight");
-        }
         let output_norm = Part::whole("output_norm.weight".to_owned(), hidden);
         Ok(Self {
             embedding: loader.table(backend, &vocabulary("token_embd.weight"), hidden)?,
             output: loader.linear(backend, &[output], hidden)?,
             layers: (0..num_layers)
-                .map(|index| Layer::load(&spec, &ranges, index, loader, backend))
+                .map(|index| {
+                    LayerLoader { spec: &spec, ranges: &ranges, loader, backend, index }.load()
+                })
                 .collect::<Result<_, _>>()?,
-            output_norm: loader.vector(backend, &[output_norm])?,
-            whole: Attention::new(&spec, &ranges, None, backend)?,
+            output_norm: loader.vector(backend, &[output_norm], spec.norm_offset)?,
+            whole: Attention::new(&spec, &ranges, (&spec.rope, None), backend)?,
             windowed: spec
                 .windowed
                 .as_ref()
                 .map(|layers| {
-                    Attention::new(
-                        &spec,
-                        &ranges,
-                        Some((layers.window, layers.rope_theta)),
-                        backend,
-                    )
+                    let rope = layers.rope.as_ref().unwrap_or(&spec.rope);
+                    Attention::new(&spec, &ranges, (rope, Some(layers.window)), backend)
                 })
                 .transpose()?,
             activations: Activations::new(&spec, &ranges, backend)?,
@@ -178,50 +183,88 @@ impl<B: Backend> Decoder<B> {
     }
 
     fn layers(&mut self, backend: &mut B) -> Result<(), CollectiveError> {
+        self.trace.layer = None;
+        let scale = self.spec.buffer_type.round(self.spec.embedding_scale);
+        let residual = &mut self.activations.residual;
+        backend.embed(residual, &self.embedding, scale);
+        self.collective.all_reduce(backend, residual)?;
+        self.trace.rows(backend, "embed", residual, self.spec.hidden);
+        for index in 0..self.layers.len() {
+            self.trace.layer = Some(index as u32);
+            self.attention(backend, index)?;
+            self.feed_forward(backend, index)?;
+        }
+        Ok(())
+    }
+
+    fn attention(&mut self, backend: &mut B, index: usize) -> Result<(), CollectiveError> {
         let Self { spec, ranges, collective, trace, .. } = self;
+        let layer = &self.layers[index];
         let (eps, hidden) = (spec.norm_eps, spec.hidden);
         let heads = (&*ranges, spec.head_dim);
         let a = &mut self.activations;
-        trace.layer = None;
-        backend.embed(&mut a.residual, &self.embedding, spec.embedding_scale);
-        collective.all_reduce(backend, &mut a.residual)?;
-        trace.rows(backend, "embed", &a.residual, hidden);
-        for (index, layer) in self.layers.iter().enumerate() {
-            let windowed = self.windowed.as_ref().filter(|_| layer.is_windowed);
-            let Attention { params, rotary } = windowed.unwrap_or(&self.whole);
-            trace.layer = Some(index as u32);
-            let delta = (index > 0).then_some(&a.delta);
-            backend.add_rms_norm(&mut a.normed, &mut a.residual, delta, &layer.attention_norm, eps);
-            trace.rows(backend, "attention_norm", &a.normed, hidden);
-            backend.linear(&mut a.qkv, &a.normed, &layer.qkv, layer.qkv_bias.as_ref());
-            trace.heads(backend, "qkv", &a.qkv, heads, true);
-            if let Some([query_norm, key_norm]) = &layer.head_norms {
-                backend.head_rms_norm(&mut a.qkv, query_norm, key_norm, eps, params);
+        let windowed = self.windowed.as_ref().filter(|_| layer.is_windowed);
+        let Attention { params, rotary } = windowed.unwrap_or(&self.whole);
+        let delta = (index > 0).then_some(&a.delta);
+        backend.add_rms_norm(&mut a.normed, &mut a.residual, delta, &layer.attention_norm, eps);
+        trace.rows(backend, "attention_norm", &a.normed, hidden);
+        backend.linear(&mut a.qkv, &a.normed, &layer.qkv, layer.qkv_bias.as_ref());
+        trace.heads(backend, "qkv", &a.qkv, heads, true);
+        if let Some([query_norm, key_norm]) = &layer.head_norms {
+            backend.head_rms_norm(&mut a.qkv, query_norm, key_norm, eps, params);
+        }
+        backend.rotary_kv_write(&mut a.qkv, &mut self.cache, index, rotary, params);
+        trace.heads(backend, "rotary", &a.qkv, heads, true);
+        backend.paged_attention(&mut a.attention, &a.qkv, &self.cache, index, params);
+        trace.heads(backend, "attention", &a.attention, heads, false);
+        backend.linear(&mut a.delta, &a.attention, &layer.attention_output, None);
+        collective.all_reduce(backend, &mut a.delta)?;
+        // What ranks add up gets its bias once.
+        if let Some(bias) = &layer.attention_output_bias {
+            backend.add_bias(&mut a.delta, bias);
+        }
+        trace.rows(backend, "attention_output", &a.delta, hidden);
+        if let Some([norm, _]) = &layer.post_norms {
+            backend.rms_norm(&mut a.delta, norm, eps);
+        }
+        Ok(())
+    }
+
+    fn feed_forward(&mut self, backend: &mut B, index: usize) -> Result<(), CollectiveError> {
+        let Self { spec, ranges, collective, trace, .. } = self;
+        let layer = &self.layers[index];
+        let (eps, hidden) = (spec.norm_eps, spec.hidden);
+        let a = &mut self.activations;
+        let norm = &layer.feed_forward_norm;
+        backend.add_rms_norm(&mut a.normed, &mut a.residual, Some(&a.delta), norm, eps);
+        trace.rows(backend, "feed_forward_norm", &a.normed, hidden);
+        let mut down_bias = None;
+        match &layer.feed_forward {
+            FeedForward::Dense(Dense { gate_up, gate_up_bias, down, down_bias: bias, segment }) => {
+                let [both, gated] = a.dense.as_mut().expect("planned where a layer is dense");
+                backend.linear(both, &a.normed, gate_up, gate_up_bias.as_ref());
+                let width = (&ranges.feed_forward, *segment);
+                trace.segments(backend, "gate_up", both, width, 2);
+                backend.gated_activation(gated, both, spec.activation);
+                trace.segments(backend, "activation", gated, width, 1);
+                backend.linear(&mut a.delta, gated, down, None);
+                down_bias = bias.as_ref();
             }
-            backend.rotary_kv_write(&mut a.qkv, &mut self.cache, index, rotary, params);
-            trace.heads(backend, "rotary", &a.qkv, heads, true);
-            backend.paged_attention(&mut a.attention, &a.qkv, &self.cache, index, params);
-            trace.heads(backend, "attention", &a.attention, heads, false);
-            backend.linear(&mut a.delta, &a.attention, &layer.attention_output, None);
-            collective.all_reduce(backend, &mut a.delta)?;
-            trace.rows(backend, "attention_output", &a.delta, hidden);
-            if let Some([norm, _]) = &layer.post_norms {
-                backend.rms_norm(&mut a.delta, norm, eps);
+            FeedForward::Experts(experts) => {
+                let routing = a.routing.as_mut().expect("planned where there are experts");
+                backend.route(routing, &a.normed, experts);
+                trace.choices(backend, "routing", routing, spec.experts.as_ref());
+                let activation = spec.activation;
+                backend.expert_feed_forward(&mut a.delta, &a.normed, routing, experts, activation);
             }
-            let norm = &layer.feed_forward_norm;
-            backend.add_rms_norm(&mut a.normed, &mut a.residual, Some(&a.delta), norm, eps);
-            trace.rows(backend, "feed_forward_norm", &a.normed, hidden);
-            backend.linear(&mut a.gate_up, &a.normed, &layer.gate_up, None);
-            let width = (&ranges.feed_forward, layer.feed_forward_segment);
-            trace.segments(backend, "gate_up", &a.gate_up, width, 2);
-            backend.gated_activation(&mut a.gated, &a.gate_up, spec.activation);
-            trace.segments(backend, "activation", &a.gated, width, 1);
-            backend.linear(&mut a.delta, &a.gated, &layer.down, None);
-            collective.all_reduce(backend, &mut a.delta)?;
-            trace.rows(backend, "down", &a.delta, hidden);
-            if let Some([_, norm]) = &layer.post_norms {
-                backend.rms_norm(&mut a.delta, norm, eps);
-            }
+        }
+        collective.all_reduce(backend, &mut a.delta)?;
+        if let Some(bias) = down_bias {
+            backend.add_bias(&mut a.delta, bias);
+        }
+        trace.rows(backend, "down", &a.delta, hidden);
+        if let Some([_, norm]) = &layer.post_norms {
+            backend.rms_norm(&mut a.delta, norm, eps);
         }
         Ok(())
     }
@@ -294,26 +337,24 @@ impl<B: Backend> Decoder<B> {
 }
 
 impl<B: Backend> Attention<B> {
-    /// `windowed`: the window, and the base of the angles there, which are not scaled.
+    /// Layers with these angles, and the window that they see.
     fn new(
         spec: &DecoderSpec,
         ranges: &RankRanges,
-        windowed: Option<(u32, f32)>,
+        (rope, sliding_window): (&Rope, Option<u32>),
         backend: &mut B,
     ) -> Result<Self, BackendError> {
-        let (theta, divisor) =
-            windowed.map_or((spec.rope_theta, spec.rope_divisor), |(_, theta)| (theta, 1.0));
-        let frequencies = inverse_frequencies(spec.head_dim, theta, divisor);
-        let frequencies = spec.rope_frequencies.round(frequencies);
+        let positions = backend.limits().max_positions;
+        let (frequencies, factor) = rope.frequencies(positions, spec.buffer_type);
         let params = AttentionParams {
             num_heads: ranges.heads.len(),
             num_kv_heads: ranges.kv_heads.len(),
             head_dim: spec.head_dim,
             scale: spec.attention_scale,
-            sliding_window: windowed.map(|(window, _)| window),
+            sliding_window,
             soft_cap: spec.attention_soft_cap,
         };
         backend.prepare_attention(&params)?;
-        Ok(Self { params, rotary: backend.rotary(&frequencies, 1.0, spec.rotary_style)? })
+        Ok(Self { params, rotary: backend.rotary(&frequencies, factor, rope.style)? })
     }
 }

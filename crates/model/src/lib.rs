@@ -12,6 +12,7 @@
 //!
 //! Absent on purpose: devices, scheduling, text.
 
+mod buffers;
 mod card;
 mod checkpoint;
 mod decoder;
@@ -21,15 +22,19 @@ mod gguf;
 mod hash;
 mod hugging_face;
 mod layer;
+mod layout;
 mod mapping;
+mod quantization;
 mod rope;
 mod sharding;
+mod spec;
 mod trace;
 mod weights;
 
+pub use buffers::BufferType;
 pub use checkpoint::{Checkpoint, inspect, load};
 pub use decoder::{Decoder, StepError};
 pub use error::ModelError;
 pub use hash::hash_file;
-pub use rope::RopeFrequencies;
+pub use quantization::Quantization;
 pub use trace::{TRACED_OPERATIONS, TraceRecord, Tracer};

@@ -11,7 +11,7 @@ use oarlock_backend::{InnerSplit, WeightKind};
 use oarlock_types::Shard;
 
 use crate::ModelError;
-use crate::families::DecoderSpec;
+use crate::spec::DecoderSpec;
 
 /// Columns that share a scale in quantized weights; see the numbers contract.
 const SUB_BLOCK: usize = 32;
@@ -29,6 +29,8 @@ pub(crate) struct RankRanges {
     pub(crate) kv_heads: Range<usize>,
     /// Of the feed-forward width.
     pub(crate) feed_forward: Range<usize>,
+    /// Of each expert's inner width.
+    pub(crate) expert_feed_forward: Range<usize>,
     /// Tokens, of every rank: rank 0 puts the logits together.
     pub(crate) vocabulary: Vec<Range<usize>>,
     pub(crate) shard: Shard,
@@ -50,6 +52,9 @@ impl RankRanges {
             heads: part(spec.num_heads),
             kv_heads,
             feed_forward: part(spec.feed_forward),
+            expert_feed_forward: part(
+                spec.experts.as_ref().map_or(0, |experts| experts.feed_forward),
+            ),
             vocabulary: (0..ranks).map(|rank| edge(rank)..edge(rank + 1)).collect(),
             shard,
         }
@@ -97,22 +102,15 @@ pub(crate) fn attention_split(spec: &DecoderSpec, kind: WeightKind) -> InnerSpli
     }
 }
 
-/// Segments of the down projection: units are sub-blocks, or single columns in unquantized weights.
-pub(crate) fn feed_forward_split(spec: &DecoderSpec, kind: WeightKind) -> InnerSplit {
-    let columns = spec.feed_forward;
+/// Segments of a down projection from this width: units are sub-blocks, or single columns in unquantized
+/// weights.
+pub(crate) fn feed_forward_split(columns: usize, kind: WeightKind) -> InnerSplit {
     InnerSplit::of_units(if kind.is_quantized() { columns / SUB_BLOCK } else { columns })
 }
 
-/// The degrees that a model allows, ascending. `kinds` are those of its attention outputs and of its
-/// down projections.
-pub(crate) fn degrees(
-    spec: &DecoderSpec,
-    kinds: impl Iterator<Item = (WeightKind, WeightKind)>,
-) -> Vec<u32> {
-    let segments = |(output, down)| {
-        attention_split(spec, output).segments.min(feed_forward_split(spec, down).segments)
-    };
-    let least = kinds.map(segments).min().unwrap_or(1);
+/// The degrees that a model allows, ascending. `splits` are those of its row-parallel layers.
+pub(crate) fn degrees(spec: &DecoderSpec, splits: impl Iterator<Item = InnerSplit>) -> Vec<u32> {
+    let least = splits.map(|split| split.segments).min().unwrap_or(1);
     let allows = |degree: usize| {
         least.is_multiple_of(degree)
             // Every rank's query heads share its key/value heads evenly.
@@ -134,7 +132,7 @@ pub(crate) fn check_degree(shard: Shard, degrees: &[u32]) -> Result<(), ModelErr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::families::tests::demo_spec;
+    use crate::spec::tests::demo_spec;
 
     fn ranges(spec: &DecoderSpec, ranks: u32) -> Vec<RankRanges> {
         (0..ranks).map(|rank| RankRanges::new(spec, Shard { rank, ranks })).collect()
@@ -144,16 +142,18 @@ mod tests {
     fn segments_follow_the_shape_of_the_demo_model() {
         let spec = demo_spec();
         assert_eq!(attention_split(&spec, WeightKind::Q5_0).segments, 2);
-        assert_eq!(feed_forward_split(&spec, WeightKind::Q6K).segments, 8);
-        let narrow = DecoderSpec { feed_forward: 160, ..spec };
-        assert_eq!(feed_forward_split(&narrow, WeightKind::Bf16).segments, 8);
-        assert_eq!(feed_forward_split(&narrow, WeightKind::Q8_0).segments, 1);
+        assert_eq!(feed_forward_split(spec.feed_forward, WeightKind::Q6K).segments, 8);
+        assert_eq!(feed_forward_split(160, WeightKind::Bf16).segments, 8);
+        assert_eq!(feed_forward_split(160, WeightKind::Q8_0).segments, 1);
     }
 
     #[test]
     fn degrees_divide_segments_and_head_groups() {
         let spec = demo_spec();
-        let of = |spec: &DecoderSpec, kind| degrees(spec, std::iter::once((kind, kind)));
+        let of = |spec: &DecoderSpec, kind| {
+            let splits = [attention_split(spec, kind), feed_forward_split(spec.feed_forward, kind)];
+            degrees(spec, splits.into_iter())
+        };
         assert_eq!(of(&spec, WeightKind::Q5_0), [1, 2]);
         let wide = DecoderSpec { num_heads: 32, num_kv_heads: 8, ..spec.clone() };
         assert_eq!(of(&wide, WeightKind::Q5_0), [1, 2, 4, 8]);

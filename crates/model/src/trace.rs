@@ -5,6 +5,7 @@ use std::ops::Range;
 use oarlock_backend::{Backend, LogitRow};
 
 use crate::sharding::RankRanges;
+use crate::spec::ExpertsSpec;
 
 /// The checksum of one unit of one row, after one operation. Units are such that the records of all
 /// ranks together are those of one rank: heads of queries, keys and values, segments of the
@@ -25,7 +26,7 @@ pub struct TraceRecord {
 
 /// The operations that are traced, in the order of a layer; the first comes before all layers, the last
 /// two after them.
-pub const TRACED_OPERATIONS: [&str; 12] = [
+pub const TRACED_OPERATIONS: [&str; 13] = [
     "embed",
     "attention_norm",
     "qkv",
@@ -33,6 +34,7 @@ pub const TRACED_OPERATIONS: [&str; 12] = [
     "attention",
     "attention_output",
     "feed_forward_norm",
+    "routing",
     "gate_up",
     "activation",
     "down",
@@ -121,6 +123,28 @@ impl Trace {
             })
             .collect();
         self.units(backend, operation, tensor, copies * len, &units);
+    }
+
+    /// Which experts each row takes, with which weights.
+    pub(crate) fn choices<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        operation: &'static str,
+        routing: &B::Routing,
+        experts: Option<&ExpertsSpec>,
+    ) {
+        let (Some(tracer), Some(experts)) = (&mut self.tracer, experts) else { return };
+        for (row, choices) in backend.read_routing(routing).chunks(experts.top_k).enumerate() {
+            let values: Vec<f32> =
+                choices.iter().flat_map(|(expert, weight)| [*expert as f32, *weight]).collect();
+            tracer.record(TraceRecord {
+                row: row as u32,
+                layer: self.layer,
+                operation,
+                part: 0,
+                checksum: checksum(&values),
+            });
+        }
     }
 
     /// A rank's logits of these rows of the step.

@@ -1,7 +1,5 @@
-//! Tensors by name, with the checks that every family wants: right shape, right type, none left over.
+//! Tensors by name, packed into a backend one after the other.
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::ops::Range;
 
 use half::{bf16, f16};
@@ -14,9 +12,10 @@ use crate::checkpoint::Checkpoint;
 /// A tensor and the range of its rows that this rank takes.
 #[derive(Clone, Debug)]
 pub(crate) struct Part {
-    name: String,
-    rows: usize,
-    own: Range<usize>,
+    pub(crate) name: String,
+    /// Rows of the tensor.
+    pub(crate) rows: usize,
+    pub(crate) own: Range<usize>,
 }
 
 impl Part {
@@ -34,7 +33,6 @@ impl Part {
 /// Takes tensors out of a checkpoint, packs them, and drops their pages.
 pub(crate) struct WeightLoader<'a> {
     checkpoint: &'a Checkpoint,
-    taken: RefCell<BTreeSet<String>>,
     progress: &'a mut dyn FnMut(LoadProgress),
     so_far: LoadProgress,
 }
@@ -47,7 +45,7 @@ impl<'a> WeightLoader<'a> {
         progress: &'a mut dyn FnMut(LoadProgress),
     ) -> Self {
         let so_far = LoadProgress { loaded_bytes: 0, total_bytes };
-        Self { checkpoint, taken: RefCell::default(), progress, so_far }
+        Self { checkpoint, progress, so_far }
     }
 
     /// Whether the checkpoint has a tensor of this name.
@@ -55,34 +53,21 @@ impl<'a> WeightLoader<'a> {
         self.checkpoint.tensor(name).is_some()
     }
 
-    /// A tensor that may be there, and is not wanted.
-    pub(crate) fn ignore(&self, name: &str) {
-        self.taken.borrow_mut().insert(name.to_owned());
-    }
-
-    /// How a tensor is stored.
-    pub(crate) fn kind(&self, part: &Part) -> Result<WeightKind, ModelError> {
-        match self.checkpoint.tensor(&part.name) {
-            Some(tensor) => Ok(tensor.info.kind),
-            None => Err(self.missing(&part.name)),
-        }
-    }
-
-    fn missing(&self, name: &str) -> ModelError {
-        ModelError::tensor(self.checkpoint.name_in_file(name), "missing")
+    /// What a linear layer with this tensor is packed as.
+    pub(crate) fn kind(&self, name: &str) -> Result<WeightKind, ModelError> {
+        let kind = self.checkpoint.packed_kind(name);
+        kind.ok_or_else(|| self.checkpoint.missing(name))
     }
 
     /// The tensor, which must have this shape.
     fn view(&self, name: &str, rows: usize, columns: usize) -> Result<WeightView<'a>, ModelError> {
-        let tensor = self.checkpoint.tensor(name).ok_or_else(|| self.missing(name))?;
-        let info = tensor.info;
-        if (info.rows, info.columns) != (rows, columns) {
-            let reason =
-                format!("shape is {}x{}, expected {rows}x{columns}", info.rows, info.columns);
-            return Err(ModelError::tensor(tensor.name, reason));
-        }
-        self.taken.borrow_mut().insert(name.to_owned());
-        Ok(WeightView::whole(tensor.name, info.kind, rows, columns, tensor.data))
+        let tensor = self.checkpoint.tensor(name).ok_or_else(|| self.checkpoint.missing(name))?;
+        self.checkpoint.check_shape(&tensor, (rows, columns))?;
+        Ok(WeightView::whole(tensor.name, tensor.info.kind, rows, columns, tensor.data))
+    }
+
+    fn rows(&self, part: &Part, columns: usize) -> Result<WeightView<'a>, ModelError> {
+        Ok(self.view(&part.name, part.rows, columns)?.with_rows(part.own.clone()))
     }
 
     /// A linear layer made of rows of tensors with a common inner width.
@@ -92,14 +77,13 @@ impl<'a> WeightLoader<'a> {
         parts: &[Part],
         columns: usize,
     ) -> Result<B::Weight, ModelError> {
-        let view = |part: &Part| {
-            let whole = self.view(&part.name, part.rows, columns)?;
-            Ok(whole.with_rows(part.own.clone()))
-        };
-        let views: Vec<_> = parts.iter().map(view).collect::<Result<_, ModelError>>()?;
-        let weight = backend.pack_linear(&views, InnerSplit::WHOLE)?;
+        let views: Vec<_> =
+            parts.iter().map(|part| self.rows(part, columns)).collect::<Result<_, _>>()?;
+        let quantized =
+            self.checkpoint.quantized(parts.iter().map(|part| &part.name[..]), &views)?;
+        let weight = backend.pack_linear(&quantized.views(&views), InnerSplit::WHOLE)?;
         for (part, view) in parts.iter().zip(&views) {
-            self.done(&part.name, view.data.len() as u64);
+            self.done(&part.name, view, 1, 1);
         }
         Ok(weight)
     }
@@ -112,11 +96,46 @@ impl<'a> WeightLoader<'a> {
         (columns, own): (usize, Range<usize>),
         split: InnerSplit,
     ) -> Result<B::Weight, ModelError> {
-        let view = self.view(&part.name, part.rows, columns)?;
-        let bytes = view.data.len() * own.len() / columns;
-        let weight = backend.pack_linear(&[view.with_columns(own)], split)?;
-        self.done(&part.name, bytes as u64);
+        let view = self.rows(part, columns)?;
+        let views = [view.with_columns(own.clone())];
+        let quantized = self.checkpoint.quantized(std::iter::once(&part.name[..]), &views)?;
+        let weight = backend.pack_linear(&quantized.views(&views), split)?;
+        self.done(&part.name, &view, own.len(), columns);
         Ok(weight)
+    }
+
+    /// One expert: gate and up, of `hidden` columns, and a range of the columns of down.
+    pub(crate) fn expert<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        experts: &mut B::Experts,
+        (gate_up, hidden): (&[Part; 2], usize),
+        (down, columns, own): (&Part, usize, Range<usize>),
+    ) -> Result<(), ModelError> {
+        let [gate, up] = gate_up;
+        let whole = [self.rows(gate, hidden)?, self.rows(up, hidden)?, self.rows(down, columns)?];
+        let views = [whole[0], whole[1], whole[2].with_columns(own.clone())];
+        let names = [gate, up, down].map(|part| &part.name[..]);
+        let quantized = self.checkpoint.quantized(names.into_iter(), &views)?;
+        let packed = quantized.views(&views);
+        backend.pack_expert(experts, &[packed[0], packed[1]], &packed[2])?;
+        self.done(names[0], &whole[0], 1, 1);
+        self.done(names[1], &whole[1], 1, 1);
+        self.done(names[2], &whole[2], own.len(), columns);
+        Ok(())
+    }
+
+    /// A layer of experts with its router, and as yet none of them.
+    pub(crate) fn router<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        shape: &oarlock_backend::ExpertsShape,
+        name: &str,
+    ) -> Result<B::Experts, ModelError> {
+        let view = self.view(name, shape.num_experts, shape.hidden)?;
+        let experts = backend.experts(shape, &view)?;
+        self.done(name, &view, 1, 1);
+        Ok(experts)
     }
 
     /// Rows of an embedding table.
@@ -126,62 +145,56 @@ impl<'a> WeightLoader<'a> {
         part: &Part,
         columns: usize,
     ) -> Result<B::Table, ModelError> {
-        let view = self.view(&part.name, part.rows, columns)?.with_rows(part.own.clone());
+        let view = self.rows(part, columns)?;
         let table = backend.pack_table(&view, part.own.start as u32)?;
-        self.done(&part.name, view.data.len() as u64);
+        self.done(&part.name, &view, 1, 1);
         Ok(table)
     }
 
-    /// A vector of floats, from ranges of several tensors one after the other.
+    /// A vector of floats, from ranges of several tensors one after the other; `offset` is added to each.
     pub(crate) fn vector<B: Backend>(
         &mut self,
         backend: &mut B,
         parts: &[Part],
+        offset: f32,
     ) -> Result<B::Vector, ModelError> {
         let mut values = Vec::new();
         for part in parts {
             let view = self.view(&part.name, 1, part.rows)?;
             let mut all = Vec::new();
-            append_floats(&view, &mut all)?;
-            values.extend_from_slice(&all[part.own.clone()]);
-            let bytes = view.data.len() * part.own.len() / part.rows;
-            self.done(&part.name, bytes as u64);
+            floats(view.name, view.kind, view.data, &mut all)?;
+            values.extend(all[part.own.clone()].iter().map(|value| value + offset));
+            self.done(&part.name, &view, part.own.len(), part.rows);
         }
         Ok(backend.vector(&values)?)
     }
 
-    fn done(&mut self, name: &str, bytes: u64) {
-        self.checkpoint.release(name);
+    /// `own` of `whole` of the view's bytes were taken.
+    fn done(&mut self, name: &str, view: &WeightView<'_>, own: usize, whole: usize) {
+        self.checkpoint.release(name, view.data);
+        let bytes = (view.data.len() as u128 * own as u128 / whole as u128) as u64;
         // A tied embedding is taken twice and counts once.
         let loaded = self.so_far.loaded_bytes + bytes;
         self.so_far.loaded_bytes = loaded.min(self.so_far.total_bytes);
         (self.progress)(self.so_far);
     }
-
-    /// Every tensor was wanted, or the model is not what it says it is.
-    pub(crate) fn finish(&self) -> Result<(), ModelError> {
-        let taken = self.taken.borrow();
-        match self.checkpoint.tensor_names().find(|name| !taken.contains(*name)) {
-            None => Ok(()),
-            Some(name) => Err(ModelError::tensor(
-                self.checkpoint.name_in_file(name),
-                "the architecture has no such tensor; the file is of another model or a newer one",
-            )),
-        }
-    }
 }
 
-fn append_floats(view: &WeightView<'_>, out: &mut Vec<f32>) -> Result<(), ModelError> {
-    let pairs = || view.data.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
-    match view.kind {
+/// Appends stored floats.
+pub(crate) fn floats(
+    name: &str,
+    kind: WeightKind,
+    data: &[u8],
+    out: &mut Vec<f32>,
+) -> Result<(), ModelError> {
+    let pairs = || data.as_chunks::<2>().0.iter();
+    match kind {
         WeightKind::F32 => {
-            out.extend(
-                view.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-            );
+            out.extend(data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
         }
-        WeightKind::F16 => out.extend(pairs().map(|pair| f16::from_le_bytes(pair).to_f32())),
-        WeightKind::Bf16 => out.extend(pairs().map(|pair| bf16::from_le_bytes(pair).to_f32())),
-        kind => return Err(ModelError::tensor(view.name, format!("is {kind:?}, expected floats"))),
+        WeightKind::F16 => out.extend(pairs().map(|pair| f16::from_le_bytes(*pair).to_f32())),
+        WeightKind::Bf16 => out.extend(pairs().map(|pair| bf16::from_le_bytes(*pair).to_f32())),
+        kind => return Err(ModelError::tensor(name, format!("is {kind:?}, expected floats"))),
     }
     Ok(())
 }

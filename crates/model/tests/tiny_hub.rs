@@ -6,13 +6,25 @@ mod scoring;
 
 use oarlock_backend::{Backend, BackendLimits, OracleBackend};
 use oarlock_backend_cpu::{CpuBackend, CpuConfig, Dtype};
-use oarlock_model::{Checkpoint, RopeFrequencies};
+use oarlock_model::{Checkpoint, BufferType};
 use oarlock_testkit::{fixture, fixture_json};
 use oarlock_types::{TokenId, TokenScore};
 use scoring::{Model, ids, limits};
 use serde_json::Value;
 
-const MODELS: [&str; 3] = ["llama", "qwen2", "llama-tied-mqa"];
+const MODELS: [&str; 11] = [
+    "llama",
+    "llama-tied-mqa",
+    "llama3-rope",
+    "mistral-swa",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "qwen3-moe",
+    "gemma2",
+    "gemma3",
+    "phi3",
+];
 const NUM_BLOCKS: usize = 32;
 const LIMITS: BackendLimits = limits(NUM_BLOCKS, 64);
 
@@ -45,16 +57,16 @@ fn cases(model: &str) -> Vec<Case> {
 
 /// Scores of every token after the first, and of the answer.
 fn scores<B: Backend>(name: &str, backend: B) -> Vec<Vec<TokenScore>> {
-    scores_with(name, backend, RopeFrequencies::Float32)
+    scores_with(name, backend, BufferType::Float32)
 }
 
 fn scores_with<B: Backend>(
     name: &str,
     backend: B,
-    frequencies: RopeFrequencies,
+    frequencies: BufferType,
 ) -> Vec<Vec<TokenScore>> {
     let checkpoint = Checkpoint::open(&fixture(&format!("tiny/{name}"))).unwrap();
-    let checkpoint = checkpoint.with_rope_frequencies(frequencies);
+    let checkpoint = checkpoint.with_buffers(frequencies);
     let mut model = Model::load(&checkpoint, backend, NUM_BLOCKS);
     let score = |case: Case| {
         let all = [&case.prompt[..], &case.greedy[..]].concat();
@@ -70,7 +82,7 @@ fn scores_with<B: Backend>(
 #[test]
 fn the_oracle_agrees_with_float32() {
     for name in MODELS {
-        let all = scores_with(name, OracleBackend::new(LIMITS), RopeFrequencies::Bfloat16);
+        let all = scores_with(name, OracleBackend::new(LIMITS), BufferType::Bfloat16);
         let (mut worst, mut margin) = (0.0_f64, 0.0_f64);
         for (case, scores) in cases(name).iter().zip(all) {
             let (prompt, answer) = scores.split_at(case.prompt.len() - 1);

@@ -5,131 +5,137 @@
 //! have Gemma's `+ 1` in them already; the scale of the embedding, the scale of the scores, the order
 //! of layers and the angles of the windowed layers are constants where no key says otherwise.
 
-use oarlock_backend::{Activation, RotaryStyle};
+use oarlock_backend::Activation;
+use serde_json::{Value, json};
 
-use super::{DecoderSpec, WindowedLayers, vocab_size};
+use super::gemma2::NAMES;
+use super::{Family, PLAIN, with_gemma};
 use crate::ModelError;
-use crate::gguf::{Metadata, Value};
-use crate::rope::RopeFrequencies;
+use crate::gguf::{self, Keys};
+use crate::hugging_face::{Config, rope_of_layers};
+use crate::rope::{Rope, RopeScaling};
+use crate::spec::{DecoderSpec, WindowedLayers};
 
 /// Every so many layers, one sees the whole context.
 const PERIOD: usize = 6;
 /// Rotary base of windowed layers.
 const WINDOWED_ROPE_THETA: f32 = 10_000.0;
+/// Rotary base of the others.
+const ROPE_THETA: f32 = 1_000_000.0;
 
-pub(super) fn spec(metadata: &Metadata) -> Result<DecoderSpec, ModelError> {
-    let num_layers = metadata.positive("gemma3.block_count")?;
-    let hidden = metadata.positive("gemma3.embedding_length")?;
-    let num_heads = metadata.positive("gemma3.attention.head_count")?;
-    let head_dim = metadata.positive("gemma3.attention.key_length")?;
-    let value_dim = match metadata.find_u32("gemma3.attention.value_length")? {
-        None => head_dim,
-        Some(len) => len as usize,
+pub(super) const FAMILY: Family = Family {
+    name: "Gemma 3",
+    // The second has images, too; its text model is served.
+    hub: &["gemma3_text", "gemma3"],
+    gguf: &["gemma3"],
+    names: NAMES,
+    ignored: &[
+        "vision_tower.",
+        "multi_modal_projector.",
+        "model.vision_tower.",
+        "model.multi_modal_projector.",
+    ],
+    from_config,
+    from_gguf,
+    ..PLAIN
+};
+
+fn from_config(config: &Config) -> Result<DecoderSpec, ModelError> {
+    let config = if config.model_type()? == "gemma3" {
+        config.nested("text_config")?
+    } else {
+        config.clone()
     };
-    if value_dim != head_dim {
-        let reason = format!("{value_dim}, but keys have {head_dim}; other widths do not occur");
-        return Err(ModelError::metadata("gemma3.attention.value_length", reason));
+    // Folders with images leave out what is as here.
+    let config = config.with_defaults(json!({
+        "vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+        "query_pre_attn_scalar": 256, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-6,
+        "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 4096, "tie_word_embeddings": true,
+        "rope_theta": ROPE_THETA, "rope_local_base_freq": WINDOWED_ROPE_THETA,
+        "sliding_window_pattern": PERIOD,
+    }));
+    config.refuse_flag("use_bidirectional_attention")?;
+    let mut spec = with_gemma(config.decoder()?);
+    spec.norm_offset = 1.0;
+    spec.head_norms = true;
+    spec.attention_scale = 1.0 / config.float("query_pre_attn_scalar")?.sqrt();
+    spec.attention_soft_cap = config.find_float("attn_logit_softcapping")?;
+    spec.logit_soft_cap = config.find_float("final_logit_softcapping")?;
+    let period = config.positive("sliding_window_pattern")?;
+    spec.windowed = config.windowed(&spec, |layer| !(layer + 1).is_multiple_of(period))?;
+    let (head_dim, context) = (spec.head_dim, spec.context_length);
+    spec.rope = rope_of_layers(&config, Some("full_attention"), head_dim, context)?;
+    let by_kind =
+        config.get("rope_parameters").and_then(|parameters| parameters.get("sliding_attention"));
+    let windowed_rope = if by_kind.is_some_and(|parameters| !parameters.is_null()) {
+        rope_of_layers(
+            &config.with_field("rope_scaling", Value::Null),
+            Some("sliding_attention"),
+            head_dim,
+            context,
+        )?
+    } else {
+        let theta = config.float("rope_local_base_freq")?;
+        Rope { theta, scaling: RopeScaling::None, ..spec.rope.clone() }
+    };
+    if let Some(windowed) = &mut spec.windowed {
+        windowed.rope = Some(windowed_rope);
     }
-    Ok(DecoderSpec {
-        num_layers,
-        hidden,
-        num_heads,
-        num_kv_heads: metadata.positive("gemma3.attention.head_count_kv")?,
-        head_dim,
-        feed_forward: metadata.positive("gemma3.feed_forward_length")?,
-        vocab_size: vocab_size(metadata, "gemma3.vocab_size")?,
-        tied_output: None,
-        context_length: metadata.positive("gemma3.context_length")?,
-        norm_eps: metadata.f32("gemma3.attention.layer_norm_rms_epsilon")?,
-        rope_theta: metadata.find_f32("gemma3.rope.freq_base")?.unwrap_or(1_000_000.0),
-        rope_frequencies: RopeFrequencies::Float32,
-        rope_divisor: rope_divisor(metadata)?,
-        rotary_style: RotaryStyle::Half,
-        windowed: windowed_layers(metadata, num_layers)?,
-        qkv_bias: false,
-        head_norms: true,
-        post_norms: true,
-        activation: Activation::GeluTanh,
-        // Not rounded to bfloat16, which the original does where it computes in bfloat16: float32
-        // is what the weights are closest to, and what transformers and llama.cpp take as well.
-        embedding_scale: (hidden as f32).sqrt(),
-        attention_scale: attention_scale(metadata, num_layers, hidden, num_heads, head_dim)?,
-        attention_soft_cap: soft_cap(metadata, "gemma3.attn_logit_softcapping")?,
-        logit_soft_cap: soft_cap(metadata, "gemma3.final_logit_softcapping")?,
-    })
+    Ok(spec)
+}
+
+fn from_gguf(keys: &Keys<'_>) -> Result<DecoderSpec, ModelError> {
+    let mut spec = with_gemma(keys.decoder()?);
+    spec.activation = Activation::GeluTanh;
+    spec.head_norms = true;
+    spec.rope.theta = keys.find_f32("rope.freq_base")?.unwrap_or(ROPE_THETA);
+    spec.attention_scale = attention_scale(keys, &spec)?;
+    spec.attention_soft_cap = keys.soft_cap("attn_logit_softcapping")?;
+    spec.logit_soft_cap = keys.soft_cap("final_logit_softcapping")?;
+    spec.windowed = windowed_layers(keys, &spec)?;
+    Ok(spec)
 }
 
 /// `head_dim^-0.5`; the 27B model, which no key of its file tells apart, divides by the width per
 /// head instead (`query_pre_attn_scalar` of 168).
-fn attention_scale(
-    metadata: &Metadata,
-    num_layers: usize,
-    hidden: usize,
-    num_heads: usize,
-    head_dim: usize,
-) -> Result<f32, ModelError> {
-    if let Some(scale) = metadata.find_f32("gemma3.attention.scale")? {
+fn attention_scale(keys: &Keys<'_>, spec: &DecoderSpec) -> Result<f32, ModelError> {
+    if let Some(scale) = keys.find_f32("attention.scale")? {
         return Ok(scale);
     }
-    let is_27b = (num_layers, hidden, num_heads) == (62, 5376, 32);
-    let scalar = if is_27b { hidden / num_heads } else { head_dim };
+    let is_27b = (spec.num_layers, spec.hidden, spec.num_heads) == (62, 5376, 32);
+    let scalar = if is_27b { spec.hidden / spec.num_heads } else { spec.head_dim };
     Ok(1.0 / (scalar as f32).sqrt())
 }
 
-/// Linear scaling of positions; it applies to layers that see the whole context only.
-fn rope_divisor(metadata: &Metadata) -> Result<f32, ModelError> {
-    const TYPE: &str = "gemma3.rope.scaling.type";
-    const FACTOR: &str = "gemma3.rope.scaling.factor";
-    match metadata.find_str(TYPE)? {
-        None | Some("none") => return Ok(1.0),
-        Some("linear") => {}
-        Some(other) => {
-            return Err(ModelError::metadata(TYPE, format!("scaling {other} is not supported")));
-        }
-    }
-    match metadata.f32(FACTOR)? {
-        factor if factor > 0.0 => Ok(factor),
-        factor => Err(ModelError::metadata(FACTOR, format!("{factor} is not positive"))),
-    }
-}
-
-/// A cap of 0 is none.
-fn soft_cap(metadata: &Metadata, key: &str) -> Result<Option<f32>, ModelError> {
-    match metadata.find_f32(key)? {
-        Some(cap) if cap < 0.0 => Err(ModelError::metadata(key, format!("{cap} is negative"))),
-        cap => Ok(cap.filter(|cap| *cap > 0.0)),
-    }
-}
-
 fn windowed_layers(
-    metadata: &Metadata,
-    num_layers: usize,
+    keys: &Keys<'_>,
+    spec: &DecoderSpec,
 ) -> Result<Option<WindowedLayers>, ModelError> {
-    const WINDOW: &str = "gemma3.attention.sliding_window";
-    const PATTERN: &str = "gemma3.attention.sliding_window_pattern";
-    if metadata.get(WINDOW).is_none() {
-        return Ok(None);
-    }
+    const PATTERN: &str = "attention.sliding_window_pattern";
+    let Some(window) = keys.find_positive("attention.sliding_window")? else { return Ok(None) };
+    let num_layers = spec.num_layers;
     let of_period = |period: usize| (1..=num_layers).map(|n| !n.is_multiple_of(period)).collect();
-    let layers: Vec<bool> = match metadata.get(PATTERN) {
+    let layers: Vec<bool> = match keys.get(PATTERN) {
         None => of_period(PERIOD),
         // One flag per layer.
-        Some(Value::Array(flags)) => flags
+        Some(gguf::Value::Array(flags)) => flags
             .iter()
             .map(|flag| match flag {
-                Value::Bool(windowed) => Ok(*windowed),
-                _ => Err(ModelError::metadata(PATTERN, "not an array of booleans")),
+                gguf::Value::Bool(windowed) => Ok(*windowed),
+                _ => Err(keys.wrong(PATTERN, "not an array of booleans")),
             })
             .collect::<Result<_, _>>()?,
-        Some(_) => of_period(metadata.positive(PATTERN)?),
+        Some(_) => of_period(keys.positive(PATTERN)?),
     };
     if layers.len() != num_layers {
         let reason = format!("{} flags for {num_layers} layers", layers.len());
-        return Err(ModelError::metadata(PATTERN, reason));
+        return Err(keys.wrong(PATTERN, reason));
     }
-    let rope_theta = metadata.find_f32("gemma3.rope.freq_base_swa")?.unwrap_or(WINDOWED_ROPE_THETA);
-    let window = metadata.positive(WINDOW)? as u32;
-    Ok(Some(WindowedLayers { window, layers, rope_theta }))
+    let theta = keys.find_f32("rope.freq_base_swa")?.unwrap_or(WINDOWED_ROPE_THETA);
+    // Linear scaling applies to layers that see the whole context only.
+    let rope = Rope { theta, scaling: RopeScaling::None, ..spec.rope.clone() };
+    let windowed = WindowedLayers::new(window as u32, layers);
+    Ok(windowed.map(|layers| WindowedLayers { rope: Some(rope), ..layers }))
 }
 
 #[cfg(test)]

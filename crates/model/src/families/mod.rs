@@ -1,147 +1,99 @@
 //! Model families: each says, as data, what its decoder looks like and what its tensors are called.
+//!
+//! A family is one short file: what differs from a model like Llama, for `config.json` and for the metadata of
+//! GGUF files. `README.md` of this crate says how to add one.
 
+mod gemma2;
 mod gemma3;
+mod llama;
+mod mistral;
+mod mixtral;
+mod phi3;
 mod qwen2;
-
-use oarlock_backend::{Activation, RotaryStyle};
+mod qwen3;
+mod qwen3_moe;
 
 use crate::ModelError;
-use crate::gguf::Metadata;
-use crate::rope::RopeFrequencies;
+use crate::gguf::Keys;
+use crate::hugging_face::Config;
+use crate::spec::DecoderSpec;
 
-/// A decoder-only transformer with pre-norm, grouped-query attention and a gated feed-forward layer.
-/// What sets one family apart from another is data here, not a branch in a backend.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct DecoderSpec {
-    pub(crate) num_layers: usize,
-    pub(crate) hidden: usize,
-    pub(crate) num_heads: usize,
-    pub(crate) num_kv_heads: usize,
-    pub(crate) head_dim: usize,
-    pub(crate) feed_forward: usize,
-    pub(crate) vocab_size: usize,
-    /// Whether the output layer is the embedding; `None` where the file shows it by having no output.
-    pub(crate) tied_output: Option<bool>,
-    pub(crate) context_length: usize,
-    pub(crate) norm_eps: f32,
-    pub(crate) rope_theta: f32,
-    /// What the frequencies of angles are rounded to.
-    pub(crate) rope_frequencies: RopeFrequencies,
-    /// Linear scaling: positions are divided by this before they become angles.
-    pub(crate) rope_divisor: f32,
-    pub(crate) rotary_style: RotaryStyle,
-    /// Layers that see a window; `None` where all see the whole context.
-    pub(crate) windowed: Option<WindowedLayers>,
-    /// Queries, keys and values have biases.
-    pub(crate) qkv_bias: bool,
-    /// Query heads and key heads are normed before they are rotated.
-    pub(crate) head_norms: bool,
-    /// Outputs of attention and feed-forward layers are normed before they join the residual.
-    pub(crate) post_norms: bool,
-    pub(crate) activation: Activation,
-    /// Factor of the embedding.
-    pub(crate) embedding_scale: f32,
-    /// Factor of the scores.
-    pub(crate) attention_scale: f32,
-    pub(crate) attention_soft_cap: Option<f32>,
-    pub(crate) logit_soft_cap: Option<f32>,
+/// One family.
+pub(crate) struct Family {
+    /// For people.
+    pub(crate) name: &'static str,
+    /// Values of `model_type` in `config.json`.
+    hub: &'static [&'static str],
+    /// Values of `general.architecture` in GGUF files.
+    gguf: &'static [&'static str],
+    /// Tensors of layers that are called otherwise on the hub than Llama's: (own name, name there).
+    pub(crate) names: &'static [(&'static str, &'static str)],
+    /// Beginnings of names of tensors on the hub that are not the decoder's.
+    pub(crate) ignored: &'static [&'static str],
+    from_config: fn(&Config) -> Result<DecoderSpec, ModelError>,
+    from_gguf: fn(&Keys<'_>) -> Result<DecoderSpec, ModelError>,
 }
 
-/// Layers whose tokens see the last `window` positions only, with angles of their own, not scaled.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct WindowedLayers {
-    pub(crate) window: u32,
-    /// By layer: whether it is one of them.
-    pub(crate) layers: Vec<bool>,
-    pub(crate) rope_theta: f32,
+/// What a family has that says nothing else.
+const PLAIN: Family = Family {
+    name: "",
+    hub: &[],
+    gguf: &[],
+    names: &[],
+    ignored: &[],
+    from_config: Config::decoder,
+    from_gguf: |keys| keys.decoder(),
+};
+
+const FAMILIES: [&Family; 9] = [
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &mixtral::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &qwen3_moe::FAMILY,
+    &gemma2::FAMILY,
+    &gemma3::FAMILY,
+    &phi3::FAMILY,
+];
+
+/// The family and the description of the model of a GGUF file.
+pub(crate) fn of_gguf(keys: &Keys<'_>) -> Result<(&'static Family, DecoderSpec), ModelError> {
+    let family = find(keys.architecture(), |family| family.gguf)?;
+    let spec = (family.from_gguf)(keys)?;
+    spec.check()?;
+    Ok((family, spec))
 }
 
-/// The family's description of the model that `metadata` belong to.
-pub(crate) fn spec(metadata: &Metadata) -> Result<DecoderSpec, ModelError> {
-    let spec = match metadata.str("general.architecture")? {
-        "gemma3" => gemma3::spec(metadata)?,
-        "qwen2" => qwen2::spec(metadata)?,
-        other => {
-            return Err(ModelError::Architecture {
-                architecture: other.to_owned(),
-                supported: "gemma3, qwen2".to_owned(),
-            });
-        }
-    };
-    check(&spec)?;
-    Ok(spec)
+/// The family of a folder's model.
+pub(crate) fn of_model_type(model_type: &str) -> Result<&'static Family, ModelError> {
+    find(model_type, |family| family.hub)
 }
 
-/// Size of the vocabulary: that of the file's tokenizer, or what `key` says where it has none.
-fn vocab_size(metadata: &Metadata, key: &str) -> Result<usize, ModelError> {
-    match metadata.find_array("tokenizer.ggml.tokens")? {
-        Some(tokens) => Ok(tokens.len()),
-        None => metadata.positive(key),
-    }
+/// The family and the description of a folder's model.
+pub(crate) fn of_config(config: &Config) -> Result<(&'static Family, DecoderSpec), ModelError> {
+    let family = of_model_type(config.model_type()?)?;
+    let spec = (family.from_config)(config)?;
+    spec.check()?;
+    Ok((family, spec))
 }
 
-/// Tokens of a vocabulary at most: what sums of 64-bit sampling weights have room for.
-const MAX_VOCABULARY: usize = (1 << 19) - 1;
-
-/// Bounds that every backend relies on, each generous for any known model: a damaged header must not
-/// ask for more memory than there is.
-pub(crate) fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
-    let limits = [
-        ("block_count", spec.num_layers, 1024),
-        ("embedding_length", spec.hidden, 1 << 17),
-        ("attention.head_count", spec.num_heads, 1024),
-        ("feed_forward_length", spec.feed_forward, 1 << 20),
-        ("context_length", spec.context_length, 1 << 24),
-        ("vocabulary", spec.vocab_size, MAX_VOCABULARY),
-    ];
-    for (key, value, limit) in limits {
-        if value > limit {
-            return Err(ModelError::metadata(key, format!("{value} is more than {limit}")));
-        }
-    }
-    if !spec.num_heads.is_multiple_of(spec.num_kv_heads) {
-        let reason =
-            format!("{} heads do not divide among {} key heads", spec.num_heads, spec.num_kv_heads);
-        return Err(ModelError::metadata("attention.head_count_kv", reason));
-    }
-    if !spec.head_dim.is_multiple_of(16) || !(16..=256).contains(&spec.head_dim) {
-        let reason = format!("{} is not a multiple of 16 up to 256", spec.head_dim);
-        return Err(ModelError::metadata("attention.key_length", reason));
-    }
-    Ok(())
+fn find(
+    name: &str,
+    names: fn(&Family) -> &'static [&'static str],
+) -> Result<&'static Family, ModelError> {
+    let found = FAMILIES.into_iter().find(|family| names(family).contains(&name));
+    found.ok_or_else(|| ModelError::Architecture {
+        architecture: name.to_owned(),
+        supported: FAMILIES.map(names).concat().join(", "),
+    })
 }
 
-/// Fixtures of tests.
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    /// The shape of Qwen2.5-0.5B.
-    pub(crate) fn demo_spec() -> DecoderSpec {
-        DecoderSpec {
-            num_layers: 24,
-            hidden: 896,
-            num_heads: 14,
-            num_kv_heads: 2,
-            head_dim: 64,
-            feed_forward: 4864,
-            vocab_size: 151_936,
-            tied_output: None,
-            context_length: 32_768,
-            norm_eps: 1e-6,
-            rope_theta: 1e6,
-            rope_frequencies: RopeFrequencies::Float32,
-            rope_divisor: 1.0,
-            rotary_style: RotaryStyle::Half,
-            windowed: None,
-            qkv_bias: true,
-            head_norms: false,
-            post_norms: false,
-            activation: Activation::Silu,
-            embedding_scale: 1.0,
-            attention_scale: 0.125,
-            attention_soft_cap: None,
-            logit_soft_cap: None,
-        }
-    }
+/// A Gemma-like spec: outputs of blocks are normed, embeddings are scaled by their width's root.
+fn with_gemma(mut spec: DecoderSpec) -> DecoderSpec {
+    spec.post_norms = true;
+    // Not rounded to bfloat16, which the original does where it computes in bfloat16: float32 is what the
+    // weights are closest to, and what transformers and llama.cpp take as well.
+    spec.embedding_scale = (spec.hidden as f32).sqrt();
+    spec
 }

@@ -6,9 +6,11 @@
 
 mod cursor;
 mod header;
+mod keys;
 #[cfg(test)]
 mod tests;
 mod value;
 
 pub(crate) use header::{Header, TensorInfo, parse};
+pub(crate) use keys::Keys;
 pub(crate) use value::{Metadata, Value};

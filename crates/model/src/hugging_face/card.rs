@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{Config, read_json, read_text};
 use crate::ModelError;
-use crate::families::DecoderSpec;
+use crate::spec::DecoderSpec;
 
 /// What the gateway needs to know of a folder's model. `num_parameters` are counted by the caller.
 pub(crate) fn card(

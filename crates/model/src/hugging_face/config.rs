@@ -1,195 +1,228 @@
-//! `config.json`: which family, which shape. What is not supported is refused by its field.
+//! `config.json`: typed access that names the field, and what most families have in common.
 
 use std::path::Path;
 
-use oarlock_backend::{Activation, RotaryStyle};
+use oarlock_backend::Activation;
 use serde_json::Value;
 
-use super::read_json;
+use super::{read_json, rope};
 use crate::ModelError;
-use crate::families::{self, DecoderSpec};
-use crate::rope::RopeFrequencies;
+use crate::buffers::BufferType;
+use crate::spec::{DecoderSpec, WindowedLayers, llama_like};
 
-const FILE: &str = "config.json";
-/// Families that folders may have; GGUF files have more.
-const SUPPORTED: &str = "llama, qwen2";
+pub(super) const FILE: &str = "config.json";
 
-/// The fields of a `config.json`.
+/// The fields of a `config.json`, or of an object inside of it.
 #[derive(Clone, Debug)]
-pub(crate) struct Config(Value);
+pub(crate) struct Config {
+    /// Where these fields are, for messages: empty, or `text_config.`.
+    place: String,
+    fields: Value,
+}
 
 impl Config {
     /// Reads the folder's.
     pub(crate) fn read(folder: &Path) -> Result<Self, ModelError> {
-        let value = read_json(folder, FILE)?.ok_or_else(|| {
+        let fields = read_json(folder, FILE)?.ok_or_else(|| {
             let reason = format!("it has no {FILE}; --model takes a GGUF file or a model's folder");
             ModelError::Format { path: folder.to_owned(), reason }
         })?;
-        Ok(Self(value))
+        Ok(Self { place: String::new(), fields })
+    }
+
+    /// An object inside of this one.
+    pub(crate) fn nested(&self, field: &str) -> Result<Self, ModelError> {
+        match self.get(field) {
+            Some(fields @ Value::Object(_)) => {
+                Ok(Self { place: format!("{}{field}.", self.place), fields: fields.clone() })
+            }
+            Some(other) => Err(self.wrong(field, format!("{other} is not an object"))),
+            None => Err(self.wrong(field, "missing")),
+        }
+    }
+
+    /// The same with these fields where they are absent (null is not absent): a family's defaults.
+    pub(crate) fn with_defaults(&self, defaults: Value) -> Self {
+        let mut fields = self.fields.clone();
+        if let (Some(fields), Value::Object(defaults)) = (fields.as_object_mut(), defaults) {
+            for (field, value) in defaults {
+                fields.entry(field).or_insert(value);
+            }
+        }
+        Self { place: self.place.clone(), fields }
+    }
+
+    /// The same with another value of a field.
+    pub(crate) fn with_field(&self, field: &str, value: Value) -> Self {
+        let mut fields = self.fields.clone();
+        fields[field] = value;
+        Self { place: self.place.clone(), fields }
     }
 
     /// A field that is there and not null.
     pub(crate) fn get(&self, field: &str) -> Option<&Value> {
-        self.0.get(field).filter(|value| !value.is_null())
+        self.fields.get(field).filter(|value| !value.is_null())
     }
 
-    fn wrong(field: &str, reason: impl Into<String>) -> ModelError {
-        ModelError::metadata(format!("{FILE}: {field}"), reason)
+    /// An error about a field.
+    pub(crate) fn wrong(&self, field: &str, reason: impl Into<String>) -> ModelError {
+        ModelError::metadata(format!("{FILE}: {}{field}", self.place), reason)
     }
 
     pub(crate) fn model_type(&self) -> Result<&str, ModelError> {
         let value = self.get("model_type").and_then(Value::as_str);
-        value.ok_or_else(|| Self::wrong("model_type", "missing, or not a string"))
+        value.ok_or_else(|| self.wrong("model_type", "missing, or not a string"))
     }
 
-    fn find_positive(&self, field: &str) -> Result<Option<usize>, ModelError> {
+    pub(crate) fn find_positive(&self, field: &str) -> Result<Option<usize>, ModelError> {
         let Some(value) = self.get(field) else { return Ok(None) };
         let number = value.as_u64().filter(|number| (1..=u64::from(u32::MAX)).contains(number));
         let number = number.ok_or_else(|| {
-            Self::wrong(field, format!("{value} is not a positive number of 32 bits"))
+            self.wrong(field, format!("{value} is not a positive number of 32 bits"))
         })?;
         Ok(Some(number as usize))
     }
 
-    fn positive(&self, field: &str) -> Result<usize, ModelError> {
-        self.find_positive(field)?.ok_or_else(|| Self::wrong(field, "missing"))
+    pub(crate) fn positive(&self, field: &str) -> Result<usize, ModelError> {
+        self.find_positive(field)?.ok_or_else(|| self.wrong(field, "missing"))
     }
 
-    fn positive_float(field: &str, value: Option<&Value>) -> Result<f32, ModelError> {
-        let value = value.ok_or_else(|| Self::wrong(field, "missing"))?;
+    /// A positive number, if the field is there.
+    pub(crate) fn find_float(&self, field: &str) -> Result<Option<f32>, ModelError> {
+        let Some(value) = self.get(field) else { return Ok(None) };
         let number = value.as_f64().map(|number| number as f32);
         let number = number.filter(|number| number.is_finite() && *number > 0.0);
-        number.ok_or_else(|| Self::wrong(field, format!("{value} is not a positive number")))
+        let number =
+            number.ok_or_else(|| self.wrong(field, format!("{value} is not a positive number")))?;
+        Ok(Some(number))
     }
 
-    fn flag(&self, field: &str) -> Result<bool, ModelError> {
+    pub(crate) fn float(&self, field: &str) -> Result<f32, ModelError> {
+        self.find_float(field)?.ok_or_else(|| self.wrong(field, "missing"))
+    }
+
+    pub(crate) fn flag(&self, field: &str) -> Result<bool, ModelError> {
         match self.get(field) {
             None => Ok(false),
             Some(Value::Bool(flag)) => Ok(*flag),
-            Some(other) => Err(Self::wrong(field, format!("{other} is neither true nor false"))),
+            Some(other) => Err(self.wrong(field, format!("{other} is neither true nor false"))),
         }
     }
 
     /// A flag that must not be set.
-    fn refuse_flag(&self, field: &str) -> Result<(), ModelError> {
+    pub(crate) fn refuse_flag(&self, field: &str) -> Result<(), ModelError> {
         if self.flag(field)? {
-            return Err(Self::wrong(field, "true is not supported yet"));
+            return Err(self.wrong(field, "true is not supported"));
         }
         Ok(())
     }
 
-    /// Heads that are rotated in part only.
-    fn refuse_partial(field: &str, factor: Option<&Value>) -> Result<(), ModelError> {
-        match factor {
-            Some(value) if value.as_f64() != Some(1.0) => {
-                let reason = format!("partial rotation, {value}, is not supported yet");
-                Err(Self::wrong(field, reason))
+    fn activation(&self) -> Result<Activation, ModelError> {
+        // Gemma's first configurations had both, and the second is meant.
+        let field = if self.get("hidden_activation").is_some() {
+            "hidden_activation"
+        } else {
+            "hidden_act"
+        };
+        match self.get(field) {
+            None => Ok(Activation::Silu),
+            Some(name) if name == "silu" || name == "swish" => Ok(Activation::Silu),
+            Some(name) if name == "gelu_pytorch_tanh" || name == "gelu_new" => {
+                Ok(Activation::GeluTanh)
             }
-            _ => Ok(()),
+            Some(other) => {
+                let reason = format!("{other} is not supported; silu and gelu_pytorch_tanh are");
+                Err(self.wrong(field, reason))
+            }
         }
     }
 
-    fn vocab_size(&self) -> Result<usize, ModelError> {
-        self.positive("vocab_size")
+    /// A model like Llama with the widths, biases and angles that the fields say.
+    pub(crate) fn decoder(&self) -> Result<DecoderSpec, ModelError> {
+        if self.get("quantization_config").is_some() {
+            let reason = "quantized folders are not supported; take a GGUF file of the model, or the \
+                          original with --quantize";
+            return Err(self.wrong("quantization_config", reason));
+        }
+        let hidden = self.positive("hidden_size")?;
+        let num_heads = self.positive("num_attention_heads")?;
+        let head_dim = match self.find_positive("head_dim")? {
+            Some(width) => width,
+            None if hidden.is_multiple_of(num_heads) => hidden / num_heads,
+            None => {
+                let reason = format!("{num_heads} do not divide hidden_size, {hidden}");
+                return Err(self.wrong("num_attention_heads", reason));
+            }
+        };
+        let num_kv_heads = self.find_positive("num_key_value_heads")?.unwrap_or(num_heads);
+        let num_layers = self.positive("num_hidden_layers")?;
+        let feed_forward = self.positive("intermediate_size")?;
+        let attention_bias = self.flag("attention_bias")?;
+        let widths = [num_layers, hidden, num_heads, num_kv_heads, head_dim, feed_forward];
+        let context_length = self.positive("max_position_embeddings")?;
+        Ok(DecoderSpec {
+            vocab_size: self.positive("vocab_size")?,
+            tied_output: Some(self.flag("tie_word_embeddings")?),
+            context_length,
+            norm_eps: self.float("rms_norm_eps")?,
+            rope: rope::of_all_layers(self, head_dim, context_length)?,
+            qkv_bias: attention_bias,
+            attention_output_bias: attention_bias,
+            activation: self.activation()?,
+            ..llama_like(widths)
+        })
     }
 
-    /// The base of the angles. Scaled or partial ones are refused, and so is all that might mean them.
-    fn rope_theta(&self) -> Result<f32, ModelError> {
-        Self::refuse_partial("partial_rotary_factor", self.get("partial_rotary_factor"))?;
-        for field in ["rope_scaling", "rope_parameters"] {
-            let Some(parameters) = self.get(field) else { continue };
-            let parameters = parameters
-                .as_object()
-                .ok_or_else(|| Self::wrong(field, format!("{parameters} is not an object")))?;
-            let set = || parameters.iter().filter(|(_, value)| !value.is_null());
-            for (name, value) in set().filter(|(name, _)| matches!(&name[..], "rope_type" | "type"))
-            {
-                if value != "default" {
-                    let reason = format!("{name} {value} is not supported yet; default is");
-                    return Err(Self::wrong(field, reason));
-                }
-            }
-            for (name, value) in set() {
-                match &name[..] {
-                    "rope_type" | "type" | "rope_theta" => {}
-                    "partial_rotary_factor" => Self::refuse_partial(field, Some(value))?,
-                    other => {
-                        let reason = format!("{other} is not supported yet");
-                        return Err(Self::wrong(field, reason));
-                    }
-                }
-            }
-        }
-        let nested = self.get("rope_parameters").and_then(|value| value.get("rope_theta"));
-        match nested.or_else(|| self.get("rope_theta")) {
-            // What both families' configurations mean by leaving it out.
-            None => Ok(10_000.0),
-            value => Self::positive_float("rope_theta", value),
+    /// The type that the checkpoint says it is stored in.
+    pub(crate) fn stored_type(&self) -> BufferType {
+        let name = self.get("dtype").or_else(|| self.get("torch_dtype")).and_then(Value::as_str);
+        match name {
+            Some("bfloat16") => BufferType::Bfloat16,
+            Some("float16") => BufferType::Float16,
+            _ => BufferType::Float32,
         }
     }
-}
 
-/// The description of a folder's model.
-pub(crate) fn spec(config: &Config) -> Result<DecoderSpec, ModelError> {
-    let qkv_bias = match config.model_type()? {
-        "llama" => {
-            config.refuse_flag("attention_bias")?;
-            false
+    /// The layers that see a window of `sliding_window` positions: those of `layer_types` where the field is
+    /// there, otherwise those that `is_windowed` by their index. None without a window.
+    pub(crate) fn windowed(
+        &self,
+        spec: &DecoderSpec,
+        is_windowed: impl Fn(usize) -> bool,
+    ) -> Result<Option<WindowedLayers>, ModelError> {
+        const TYPES: &str = "layer_types";
+        let layers: Vec<bool> = match self.get(TYPES) {
+            None => (0..spec.num_layers).map(is_windowed).collect(),
+            Some(Value::Array(names)) => {
+                let kind = |name: &Value| match name.as_str() {
+                    Some("sliding_attention") => Ok(true),
+                    Some("full_attention") => Ok(false),
+                    _ => Err(self.wrong(TYPES, format!("{name} is not supported"))),
+                };
+                names.iter().map(kind).collect::<Result<_, _>>()?
+            }
+            Some(other) => return Err(self.wrong(TYPES, format!("{other} is not a list"))),
+        };
+        if layers.len() != spec.num_layers {
+            let reason = format!("{} types for {} layers", layers.len(), spec.num_layers);
+            return Err(self.wrong(TYPES, reason));
         }
-        "qwen2" => true,
-        other => {
-            return Err(ModelError::Architecture {
-                architecture: other.to_owned(),
-                supported: SUPPORTED.to_owned(),
-            });
+        match self.find_positive("sliding_window")? {
+            Some(window) => Ok(WindowedLayers::new(window as u32, layers)),
+            None => Ok(None),
         }
-    };
-    for field in ["mlp_bias", "use_sliding_window"] {
-        config.refuse_flag(field)?;
     }
-    if config.get("quantization_config").is_some() {
-        let reason = "quantized folders are not supported yet; take a GGUF file of the model";
-        return Err(Config::wrong("quantization_config", reason));
-    }
-    if let Some(act) = config.get("hidden_act").filter(|act| *act != "silu") {
-        return Err(Config::wrong("hidden_act", format!("{act} is not supported; silu is")));
-    }
-    let hidden = config.positive("hidden_size")?;
-    let num_heads = config.positive("num_attention_heads")?;
-    let head_dim = match config.find_positive("head_dim")? {
-        Some(width) => width,
-        None if hidden.is_multiple_of(num_heads) => hidden / num_heads,
-        None => {
-            let reason = format!("{num_heads} do not divide hidden_size, {hidden}");
-            return Err(Config::wrong("num_attention_heads", reason));
+
+    /// A list of indices of layers.
+    pub(crate) fn layers(&self, field: &str) -> Result<Vec<usize>, ModelError> {
+        let wrong = |value: &Value| self.wrong(field, format!("{value} is not a list of layers"));
+        match self.get(field) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(list)) => {
+                let one = |value: &Value| value.as_u64().map(|index| index as usize);
+                list.iter().map(|value| one(value).ok_or_else(|| wrong(value))).collect()
+            }
+            Some(other) => Err(wrong(other)),
         }
-    };
-    let spec = DecoderSpec {
-        num_layers: config.positive("num_hidden_layers")?,
-        hidden,
-        num_heads,
-        num_kv_heads: config.find_positive("num_key_value_heads")?.unwrap_or(num_heads),
-        head_dim,
-        feed_forward: config.positive("intermediate_size")?,
-        vocab_size: config.vocab_size()?,
-        // Where the field is missing, both families mean that it is not.
-        tied_output: Some(config.flag("tie_word_embeddings")?),
-        context_length: config.positive("max_position_embeddings")?,
-        norm_eps: Config::positive_float("rms_norm_eps", config.get("rms_norm_eps"))?,
-        rope_theta: config.rope_theta()?,
-        rope_frequencies: RopeFrequencies::Float32,
-        rope_divisor: 1.0,
-        rotary_style: RotaryStyle::Half,
-        windowed: None,
-        qkv_bias,
-        head_norms: false,
-        post_norms: false,
-        activation: Activation::Silu,
-        embedding_scale: 1.0,
-        attention_scale: 1.0 / (head_dim as f32).sqrt(),
-        attention_soft_cap: None,
-        logit_soft_cap: None,
-    };
-    families::check(&spec)?;
-    Ok(spec)
+    }
 }

@@ -7,6 +7,7 @@
 mod card;
 mod config;
 mod names;
+mod rope;
 mod tensors;
 #[cfg(test)]
 mod tests;
@@ -19,8 +20,9 @@ use serde_json::Value;
 use crate::ModelError;
 
 pub(crate) use card::card;
-pub(crate) use config::{Config, spec};
-pub(crate) use names::{to_file, to_own};
+pub(crate) use config::Config;
+pub(crate) use names::Names;
+pub(crate) use rope::of_layers as rope_of_layers;
 pub(crate) use tensors::{Tensors, tensor_table, weight_files};
 
 /// The files of a folder beside its weights that decide what its answers are and where they end.

@@ -7,7 +7,7 @@ use oarlock_backend::WeightKind;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde_json::Value;
 
-use super::{read_json, to_own};
+use super::{Names, read_json};
 use crate::ModelError;
 use crate::gguf::TensorInfo;
 
@@ -41,10 +41,10 @@ pub(crate) struct WeightFiles {
 
 impl WeightFiles {
     /// Refuses tables of tensors that contradict the index.
-    pub(crate) fn check(&self, tensors: &Tensors) -> Result<(), ModelError> {
+    pub(crate) fn check(&self, tensors: &Tensors, names: Names) -> Result<(), ModelError> {
         for (name, file) in &self.places {
-            let found = tensors.get(&to_own(name)).is_some_and(|tensor| tensor.file == *file);
-            if !found && !is_derived(name) {
+            let Some(own) = names.to_own(name) else { continue };
+            if tensors.get(&own).is_none_or(|tensor| tensor.file != *file) {
                 let reason =
                     format!("missing in {}, where {INDEX} has it", self.paths[*file].display());
                 return Err(ModelError::tensor(name.clone(), reason));
@@ -88,18 +88,18 @@ pub(crate) fn weight_files(folder: &Path) -> Result<WeightFiles, ModelError> {
     Ok(WeightFiles { paths, places })
 }
 
-/// What older conversions kept although it follows from the configuration.
-fn is_derived(name: &str) -> bool {
-    name.ends_with(".rotary_emb.inv_freq")
-}
-
 /// A name inside of the folder, without a path.
 fn is_plain(name: &str) -> bool {
     Path::new(name).file_name().is_some_and(|own| own == name)
 }
 
 /// Adds the tensors of a file, whose bytes these are.
-pub(crate) fn tensor_table(bytes: &[u8], file: usize, tensors: &mut Tensors) -> Result<(), String> {
+pub(crate) fn tensor_table(
+    bytes: &[u8],
+    file: usize,
+    names: Names,
+    tensors: &mut Tensors,
+) -> Result<(), String> {
     let (header_len, metadata) =
         SafeTensors::read_metadata(bytes).map_err(|error| match error {
             SafeTensorError::MetadataIncompleteBuffer => {
@@ -109,9 +109,7 @@ pub(crate) fn tensor_table(bytes: &[u8], file: usize, tensors: &mut Tensors) -> 
         })?;
     let data_start = LENGTH_BYTES + header_len;
     for (name, info) in metadata.tensors() {
-        if is_derived(&name) {
-            continue;
-        }
+        let Some(own) = names.to_own(&name) else { continue };
         let kind = match info.dtype {
             Dtype::F32 => WeightKind::F32,
             Dtype::F16 => WeightKind::F16,
@@ -131,7 +129,7 @@ pub(crate) fn tensor_table(bytes: &[u8], file: usize, tensors: &mut Tensors) -> 
         let range = data_start + info.data_offsets.0..data_start + info.data_offsets.1;
         let info = TensorInfo { kind, rows, columns: *columns, range };
         let twice = format!("tensor {name} is in two files");
-        if tensors.insert(to_own(&name), FolderTensor { file, name, info }).is_some() {
+        if tensors.insert(own, FolderTensor { file, name, info }).is_some() {
             return Err(twice);
         }
     }

@@ -1,0 +1,29 @@
+//! Mixtral: Mistral with experts in every layer, whose weights add up to one (Jiang et al. 2024).
+
+use super::{Family, PLAIN};
+use crate::spec::ExpertsSpec;
+
+pub(super) const FAMILY: Family = Family {
+    name: "Mixtral",
+    hub: &["mixtral"],
+    // GGUF files are Llama's.
+    names: &[
+        ("ffn_gate_inp", "block_sparse_moe.gate"),
+        ("ffn_gate.*", "block_sparse_moe.experts.*.w1"),
+        ("ffn_up.*", "block_sparse_moe.experts.*.w3"),
+        ("ffn_down.*", "block_sparse_moe.experts.*.w2"),
+    ],
+    from_config: |config| {
+        let mut spec = config.decoder()?;
+        spec.windowed = config.windowed(&spec, |_| true)?;
+        spec.experts = Some(ExpertsSpec {
+            num_experts: config.positive("num_local_experts")?,
+            top_k: config.positive("num_experts_per_tok")?,
+            normalize: true,
+            feed_forward: spec.feed_forward,
+            layers: vec![true; spec.num_layers],
+        });
+        Ok(spec)
+    },
+    ..PLAIN
+};
