@@ -9,7 +9,7 @@ use crate::device::{Device, DeviceArgument};
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use oarlock_engine::Collective;
-use oarlock_worker::{Dtype, InstructionSet, RopeFrequencies};
+use oarlock_worker::{BufferType, Dtype, InstructionSet, Numbers, Quantization};
 
 use crate::keys::KeysArguments;
 use crate::limits::LimitArguments;
@@ -202,10 +202,23 @@ pub(crate) struct ComputeArguments {
     /// bfloat16 (all weights and activations), float32 (those and the KV cache: exact, slow, large).
     #[arg(long, value_name = "TYPE", default_value_t = Dtype::Auto)]
     pub(crate) dtype: Dtype,
-    /// What the frequencies of rotary embeddings are rounded to: float32 (as models are run) or bfloat16
-    /// (as in a model that was cast as a whole, with its buffers; for comparing with such a one).
-    #[arg(long, value_name = "TYPE", default_value_t = RopeFrequencies::Float32, hide_short_help = true)]
-    pub(crate) rope_frequencies: RopeFrequencies,
+    /// Quantizes linear layers that are stored as floats while they are loaded: none, q8_0 or q4_0. Less
+    /// memory and time for some loss (see the README); embeddings, norms and routers stay, and with q4_0
+    /// the output layer gets 8 bits.
+    #[arg(long, value_name = "KIND", default_value_t = Quantization::None)]
+    pub(crate) quantize: Quantization,
+    /// What a model's buffers (frequencies of rotary embeddings, the scale of Gemma's embeddings) are rounded
+    /// to: float32 (as models are run), bfloat16, float16, stored (the type that config.json names: as in a
+    /// model that was cast as a whole, of which published float32 references are). auto: stored with
+    /// --dtype float32, which is for comparing with such references, otherwise float32.
+    #[arg(
+        long,
+        value_name = "TYPE",
+        default_value = "auto",
+        alias = "rope-frequencies",
+        hide_short_help = true
+    )]
+    pub(crate) buffer_dtype: String,
 }
 
 impl ComputeArguments {
@@ -231,19 +244,33 @@ impl ComputeArguments {
         })
     }
 
+    /// What decides the numbers beside the device.
+    pub(crate) fn numbers(&self) -> anyhow::Result<Numbers> {
+        let buffers = match (&self.buffer_dtype[..], self.dtype) {
+            ("auto", Dtype::Float32) => BufferType::Stored,
+            ("auto", _) => BufferType::Float32,
+            (name, _) => name
+                .parse()
+                .map_err(|reason| anyhow::anyhow!("--buffer-dtype {name}: auto, {reason}"))?,
+        };
+        Ok(Numbers { buffers, quantization: self.quantize })
+    }
+
     /// The same options for the command line of each of `ranks` workers.
     pub(crate) fn to_arguments(&self, ranks: u32) -> anyhow::Result<Vec<OsString>> {
         let threads = self.threads_per_rank(ranks as usize)?.to_string();
         let dtype = self.dtype.to_string();
         // Decided once, so that all workers agree.
         let device = self.device(ranks)?.to_string();
-        let frequencies = self.rope_frequencies.to_string();
+        let quantize = self.quantize.to_string();
+        self.numbers()?;
         let pairs = [
             ("--device", &device),
             ("--threads", &threads),
             ("--instruction-set", &self.instruction_set),
             ("--dtype", &dtype),
-            ("--rope-frequencies", &frequencies),
+            ("--quantize", &quantize),
+            ("--buffer-dtype", &self.buffer_dtype),
         ];
         Ok(pairs.into_iter().flat_map(|(name, value)| [name.into(), value.into()]).collect())
     }

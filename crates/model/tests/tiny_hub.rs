@@ -6,7 +6,7 @@ mod scoring;
 
 use oarlock_backend::{Backend, BackendLimits, OracleBackend};
 use oarlock_backend_cpu::{CpuBackend, CpuConfig, Dtype};
-use oarlock_model::{Checkpoint, BufferType};
+use oarlock_model::{BufferType, Checkpoint};
 use oarlock_testkit::{fixture, fixture_json};
 use oarlock_types::{TokenId, TokenScore};
 use scoring::{Model, ids, limits};
@@ -108,22 +108,46 @@ fn the_oracle_agrees_with_float32() {
     }
 }
 
+/// Distances of a backend's logprobs from the reference's, ascending: of prompts, of the most likely tokens after
+/// them, and of the greedy answer where its margin is known.
+fn distances<B: Backend>(name: &str, backend: B, buffers: BufferType) -> Vec<f64> {
+    let mut all = Vec::new();
+    for (case, scores) in cases(name).iter().zip(scores_with(name, backend, buffers)) {
+        let (prompt, answer) = scores.split_at(case.prompt.len() - 1);
+        let pairs = prompt.iter().zip(&case.prompt_logprobs);
+        all.extend(pairs.map(|(score, reference)| (f64::from(score.logprob) - reference).abs()));
+        for (token, reference) in &case.top {
+            let ours = answer[0].top.iter().find(|ranked| ranked.token == *token);
+            all.extend(ours.map(|ours| (f64::from(ours.logprob) - reference).abs()));
+        }
+    }
+    all.sort_by(f64::total_cmp);
+    all
+}
+
+/// With bfloat16 operands, in models whose random weights make logits of ten, on average and at the 99th
+/// percentile; angles as people run models, and as the reference has them.
+#[test]
+fn the_cpu_agrees_within_bfloat16() {
+    for name in MODELS {
+        for buffers in [BufferType::Float32, BufferType::Bfloat16] {
+            let config = CpuConfig { threads: 2, instruction_set: None, ..CpuConfig::default() };
+            let all = distances(name, CpuBackend::new(config, LIMITS).unwrap(), buffers);
+            let mean = all.iter().sum::<f64>() / all.len() as f64;
+            let p99 = all[all.len() * 99 / 100];
+            eprintln!(
+                "{name}, buffers in {buffers}: {mean:.4} on average, {p99:.4} at the 99th percentile"
+            );
+            assert!(mean <= 0.1 && p99 <= 0.5, "{name}: {mean}, {p99}");
+        }
+    }
+}
+
 /// The greatest distance of a backend's logprobs from the oracle's.
 fn distance<B: Backend>(name: &str, backend: B) -> f32 {
     let (ours, oracle) = (scores(name, backend), scores(name, OracleBackend::new(LIMITS)));
     let pairs = ours.iter().flatten().zip(oracle.iter().flatten());
     pairs.map(|(a, b)| (a.logprob - b.logprob).abs()).fold(0.0, f32::max)
-}
-
-#[test]
-fn the_cpu_agrees_within_bfloat16() {
-    for name in MODELS {
-        let config = CpuConfig { threads: 2, instruction_set: None, ..CpuConfig::default() };
-        let worst = distance(name, CpuBackend::new(config, LIMITS).unwrap());
-        eprintln!("{name}: worst logprob {worst:.6}");
-        // bfloat16 operands in three layers of random weights, whose logits reach ten.
-        assert!(worst <= 0.3, "{name}: {worst}");
-    }
 }
 
 #[test]

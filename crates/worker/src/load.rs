@@ -1,5 +1,6 @@
 //! Opens, packs and describes a model: what happens between a worker's start and its first plan.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use oarlock_backend::{Backend, BackendLimits};
 use oarlock_collective::{Alone, Collective, SharedMemory, Tcp, TcpRendezvous, Transport};
-use oarlock_model::{Checkpoint, RopeFrequencies};
+use oarlock_model::{BufferType, Checkpoint, Quantization};
 use oarlock_types::{
     BLOCK_TOKENS, Fingerprint, GroupLink, LoadOptions, LoadProgress, WorkerDescription,
     WorkerLimits,
@@ -28,13 +29,21 @@ const MAX_GATHERED: usize = 32;
 /// Meets the other ranks, then opens, packs and describes this rank's part of the model.
 pub(crate) fn load<K: BackendKind>(
     options: &LoadOptions,
-    (kind, frequencies, trace): (&K, RopeFrequencies, Option<&Path>),
+    (kind, numbers, trace): (&K, Numbers, Option<&Path>),
     rendezvous: Option<TcpRendezvous>,
     vitals: &Vitals,
     mut progress: impl FnMut(LoadProgress),
 ) -> anyhow::Result<(Box<dyn Execute>, WorkerDescription)> {
     let checkpoint = Checkpoint::open(Path::new(&options.model))?;
-    let checkpoint = checkpoint.with_rope_frequencies(frequencies);
+    let checkpoint =
+        checkpoint.with_buffers(numbers.buffers).with_quantization(numbers.quantization);
+    let buffers = checkpoint.buffers();
+    if buffers != BufferType::Float32 && options.shard.rank == 0 {
+        tracing::info!(
+            "frequencies of rotary embeddings are rounded to {buffers}, as in a model that was cast as a \
+             whole; --buffer-dtype float32 takes exact ones"
+        );
+    }
     // All that can be refused is, before peers are kept waiting.
     checkpoint.check_shard(options.shard)?;
     let card = checkpoint.card()?;
@@ -77,7 +86,7 @@ pub(crate) fn load<K: BackendKind>(
     let fingerprint = Fingerprint {
         weights: if options.hash_weights { hash? } else { String::new() },
         build: build_id()?,
-        instruction_set: numbers(&backend.instruction_set(), frequencies),
+        instruction_set: numbers.fingerprint(&backend.instruction_set(), buffers),
     };
     let memory_bytes = backend.memory_bytes();
     let mut executor =
@@ -139,11 +148,26 @@ fn check_memory(
     Ok(())
 }
 
-/// What decides the bits, for the fingerprint.
-fn numbers(instruction_set: &str, frequencies: RopeFrequencies) -> String {
-    match frequencies {
-        RopeFrequencies::Float32 => instruction_set.to_owned(),
-        RopeFrequencies::Bfloat16 => format!("{instruction_set}-rope-{frequencies}"),
+/// What decides the numbers beside the model and the device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Numbers {
+    /// What is computed at load is rounded to this.
+    pub buffers: BufferType,
+    /// What linear layers stored as floats are packed as.
+    pub quantization: Quantization,
+}
+
+impl Numbers {
+    /// What decides the bits, for the fingerprint.
+    fn fingerprint(self, instruction_set: &str, buffers: BufferType) -> String {
+        let mut all = instruction_set.to_owned();
+        if buffers != BufferType::Float32 {
+            let _ = write!(all, "-buffers-{buffers}");
+        }
+        if self.quantization != Quantization::None {
+            let _ = write!(all, "-{}", self.quantization);
+        }
+        all
     }
 }
 

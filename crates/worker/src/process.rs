@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use oarlock_model::RopeFrequencies;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::kind::BackendKind;
+use crate::load::Numbers;
 use crate::service::Worker;
 
 /// What a worker process is told on its command line.
@@ -21,8 +21,8 @@ pub struct WorkerOptions {
     pub socket: PathBuf,
     /// Process id of the engine; the worker ends with it.
     pub engine_pid: u32,
-    /// What the frequencies of rotary embeddings are rounded to.
-    pub rope_frequencies: RopeFrequencies,
+    /// What decides the numbers.
+    pub numbers: Numbers,
     /// Where to write checksums of all that is computed.
     pub trace: Option<PathBuf>,
     /// The address at which other ranks reach this one; `None` lets the worker choose.

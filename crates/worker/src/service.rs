@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::anyhow;
 use futures::stream::{self, BoxStream, StreamExt as _};
 use oarlock_collective::{TcpRendezvous, host_identity};
-use oarlock_model::RopeFrequencies;
 use oarlock_rpc::{HeartbeatStream, LoadEvent, LoadStream, ResultStream, WorkerApi, WorkerError};
 use oarlock_types::{LoadOptions, StepPlan, StepResult, WorkerIdentity};
 use tokio::sync::mpsc;
@@ -18,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::executor::Execute;
 use crate::kind::BackendKind;
-use crate::load::load;
+use crate::load::{Numbers, load};
 use crate::process::WorkerOptions;
 use crate::vitals::Vitals;
 
@@ -30,7 +29,7 @@ pub(crate) struct Worker<K> {
     kind: Arc<K>,
     /// Where it listens for other ranks, if it is to say.
     collective_host: Option<IpAddr>,
-    rope_frequencies: RopeFrequencies,
+    numbers: Numbers,
     trace: Option<PathBuf>,
     rendezvous: Arc<Mutex<Option<TcpRendezvous>>>,
     vitals: Arc<Vitals>,
@@ -42,7 +41,7 @@ impl<K: BackendKind> Worker<K> {
         Self {
             kind: Arc::new(kind),
             collective_host: options.collective_host,
-            rope_frequencies: options.rope_frequencies,
+            numbers: options.numbers,
             trace: options.trace,
             rendezvous: Arc::default(),
             vitals: Arc::default(),
@@ -83,19 +82,13 @@ impl<K: BackendKind> WorkerApi for Worker<K> {
         let (events, receiver) = mpsc::channel(QUEUE);
         let (kind, loaded) = (Arc::clone(&self.kind), Arc::clone(&self.loaded));
         let (vitals, trace) = (Arc::clone(&self.vitals), self.trace.clone());
-        let frequencies = self.rope_frequencies;
+        let numbers = self.numbers;
         let rendezvous = self.rendezvous.lock().unwrap_or_else(PoisonError::into_inner).take();
         std::thread::spawn(move || {
             // A progress message that finds the queue full is dropped: the next one says more.
             let progress = |so_far| drop(events.try_send(Ok(LoadEvent::Progress(so_far))));
             let attempt = catch_unwind(AssertUnwindSafe(|| {
-                load(
-                    &options,
-                    (&*kind, frequencies, trace.as_deref()),
-                    rendezvous,
-                    &vitals,
-                    progress,
-                )
+                load(&options, (&*kind, numbers, trace.as_deref()), rendezvous, &vitals, progress)
             }));
             let last =
                 match attempt.unwrap_or_else(|_| Err(anyhow!("loading panicked; see the log"))) {

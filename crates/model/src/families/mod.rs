@@ -12,6 +12,8 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
+#[cfg(test)]
+mod tests;
 
 use crate::ModelError;
 use crate::gguf::Keys;

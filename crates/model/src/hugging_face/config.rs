@@ -30,6 +30,12 @@ impl Config {
         Ok(Self { place: String::new(), fields })
     }
 
+    /// Fields that are no file's, for tests.
+    #[cfg(test)]
+    pub(crate) fn of(fields: Value) -> Self {
+        Self { place: String::new(), fields }
+    }
+
     /// An object inside of this one.
     pub(crate) fn nested(&self, field: &str) -> Result<Self, ModelError> {
         match self.get(field) {
