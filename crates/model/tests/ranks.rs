@@ -25,6 +25,21 @@ const LIMITS: BackendLimits = BackendLimits {
     max_positions: MAX_BLOCKS * 16,
 };
 
+/// Every family.
+const TINY: [&str; 11] = [
+    "llama",
+    "llama-tied-mqa",
+    "llama3-rope",
+    "mistral-swa",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "qwen3-moe",
+    "gemma2",
+    "gemma3",
+    "phi3",
+];
+
 /// One step: for each of some slots, how many tokens are computed next.
 type Step = Vec<(usize, u32)>;
 
@@ -186,9 +201,12 @@ proptest! {
         seed in 0_u32..1000,
     ) {
         let steps: Vec<Step> = steps.into_iter().map(|step| step.into_iter().collect()).collect();
-        for name in ["tiny/llama", "tiny/qwen2", "tiny/llama-tied-mqa"] {
-            let prompts = prompts(&lens, seed);
-            same_bits(&|| cpu(1), name, &[2, 4], &prompts, &steps);
+        for name in TINY {
+            let name = format!("tiny/{name}");
+            let checkpoint = Checkpoint::open(&fixture(&name)).unwrap();
+            let degrees = &checkpoint.tensor_parallel_degrees()[1..];
+            assert!(degrees.contains(&2), "{name} can be cut");
+            same_bits(&|| cpu(1), &name, degrees, &prompts(&lens, seed), &steps);
         }
     }
 }
@@ -198,6 +216,7 @@ fn the_oracle_and_windows_and_quantized_weights() {
     let prompts = prompts(&[20, 1, 33, 7], 5);
     let steps: Vec<Step> = (0..8).map(|_| (0..4).map(|slot| (slot, 13)).collect()).collect();
     same_bits(&|| OracleBackend::new(LIMITS), "tiny/qwen2", &[2, 4], &prompts, &steps);
+    same_bits(&|| OracleBackend::new(LIMITS), "tiny/qwen3-moe", &[2, 4], &prompts, &steps);
     // Norms of heads, caps, windows; several key heads.
     same_bits(&|| cpu(2), "tiny-gemma3/model.gguf", &[2], &prompts, &steps);
 }
