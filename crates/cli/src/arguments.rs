@@ -122,6 +122,11 @@ pub(crate) struct ServeArguments {
     /// The name that clients put into `model`; by default the file's name without its ending.
     #[arg(long, value_name = "NAME")]
     pub(crate) served_name: Option<String>,
+    /// Where temperature, top_k, top_p, min_p, repetition_penalty and a chat's max_tokens come from where
+    /// a request does not say: the model's own recommendation (generation_config.json, or the same keys of
+    /// a GGUF file), or OpenAI's defaults alone.
+    #[arg(long, value_name = "FROM", default_value = "model")]
+    pub(crate) generation_config: GenerationConfig,
     /// Sequences that run at the same time at most.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) max_seqs: u32,
@@ -306,6 +311,15 @@ pub(crate) struct WorkerArguments {
     pub(crate) trace: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) compute: ComputeArguments,
+}
+
+/// Where defaults of sampling come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum GenerationConfig {
+    /// The model's makers, then OpenAI.
+    Model,
+    /// OpenAI.
+    None,
 }
 
 /// How workers reach each other.

@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use crate::arguments::ServeArguments;
+use crate::arguments::{GenerationConfig, ServeArguments};
 use crate::loading;
 
 /// How long the engine may take once the gateway has no request left.
@@ -115,6 +115,7 @@ fn gateway_config(arguments: &ServeArguments) -> anyhow::Result<GatewayConfig> {
     let mut config = GatewayConfig {
         access,
         drain_timeout: Duration::from_secs(arguments.drain_seconds),
+        model_defaults: arguments.generation_config == GenerationConfig::Model,
         request: arguments.request_limits.limits(),
         ..GatewayConfig::default()
     };

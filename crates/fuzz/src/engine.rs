@@ -5,8 +5,8 @@ use futures::{StreamExt, stream};
 use oarlock_rpc::{EngineApi, EngineError, EventStream};
 use oarlock_types::{
     BpeVocabulary, EngineDescription, EngineLimits, EngineState, EngineStatus, EventKind,
-    Fingerprint, FinishReason, ModelCard, Request, SampledToken, TokenId, TokenKind, TokenScore,
-    TokenizerSource, Usage,
+    Fingerprint, FinishReason, ModelCard, Request, SampledToken, SamplingDefaults, TokenId,
+    TokenKind, TokenScore, TokenizerSource, Usage,
 };
 
 /// Tokens of one sequence at most.
@@ -47,6 +47,7 @@ impl EngineApi for TwoTokens {
                 eos_token_ids: vec![TokenId(END)],
                 bos_token_id: None,
                 add_bos: false,
+                sampling_defaults: SamplingDefaults::default(),
             },
             fingerprint: Fingerprint::default(),
             limits: EngineLimits {

@@ -35,7 +35,7 @@ impl Shared {
         let in_flight = TaskTracker::new();
         in_flight.close();
         Arc::new(Self {
-            models: Models::new(view.clone(), config.describe_timeout),
+            models: Models::new(view.clone(), config.describe_timeout, config.model_defaults),
             view,
             metrics: GatewayMetrics::default(),
             bodies: ByteBudget::new(config.max_bodies_bytes),

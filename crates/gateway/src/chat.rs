@@ -98,7 +98,8 @@ pub(crate) async fn start(
     let limit = served.limits.max_sequence_tokens;
     truncate(&mut prompt, options.truncate_prompt, limit, max_tokens);
     let min_tokens = options.rules.min_tokens;
-    let lengths = Lengths { max_tokens, min_tokens, default: u32::MAX };
+    let default = served.text.sampling_defaults.max_tokens.unwrap_or(u32::MAX);
+    let lengths = Lengths { max_tokens, min_tokens, default };
     let max_tokens = fit_max_tokens(&served, prompt.tokens.len(), lengths, "messages")?;
     let fanout = Fanout {
         choices: options.n,

@@ -51,6 +51,9 @@ pub struct GatewayConfig {
     pub inline_bytes: usize,
     /// Long texts parsed or tokenized at the same time.
     pub max_long_jobs: usize,
+    /// Whether requests have what a model's makers recommend (temperature and the like) where they say
+    /// nothing else; otherwise they have OpenAI's defaults.
+    pub model_defaults: bool,
     /// Limits on the fields of a request.
     pub request: RequestLimits,
 }
@@ -77,6 +80,7 @@ impl Default for GatewayConfig {
             request_timeout: None,
             inline_bytes: 1 << 10,
             max_long_jobs: std::thread::available_parallelism().map_or(2, usize::from),
+            model_defaults: true,
             request: RequestLimits::default(),
         }
     }

@@ -185,9 +185,19 @@ impl Fields {
         range: &str,
         accepts: impl Fn(f64) -> bool,
     ) -> Result<f64> {
+        Ok(self.in_range(name, range, accepts)?.unwrap_or(default))
+    }
+
+    /// A number, if there is one.
+    pub(crate) fn in_range(
+        &mut self,
+        name: &str,
+        range: &str,
+        accepts: impl Fn(f64) -> bool,
+    ) -> Result<Option<f64>> {
         match self.number(name)? {
-            None => Ok(default),
-            Some(value) if accepts(value) => Ok(value),
+            None => Ok(None),
+            Some(value) if accepts(value) => Ok(Some(value)),
             Some(value) => {
                 let message = format!("expected a number {range}, got {value}");
                 Err(ApiError::invalid(self.path(name), message))

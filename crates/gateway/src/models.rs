@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use oarlock_discovery::{Member, View};
 use oarlock_rpc::EngineApi;
 use oarlock_text::{ChatTemplate, TextError, Tokenizer};
-use oarlock_types::{EngineDescription, EngineLimits, Fingerprint, TokenId};
+use oarlock_types::{EngineDescription, EngineLimits, Fingerprint, SamplingDefaults, TokenId};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
@@ -41,6 +41,8 @@ pub(crate) struct ModelText {
     pub(crate) bos: Option<TokenId>,
     pub(crate) bos_text: Option<String>,
     pub(crate) eos_text: Option<String>,
+    /// The model's, if requests are to have them.
+    pub(crate) sampling_defaults: SamplingDefaults,
 }
 
 impl ModelText {
@@ -85,6 +87,7 @@ impl ModelText {
             template,
             vocab_size: card.vocab_size,
             eos_token_ids: card.eos_token_ids,
+            sampling_defaults: card.sampling_defaults,
         }
     }
 }
@@ -102,6 +105,8 @@ fn short_hash(fingerprint: &Fingerprint) -> String {
 pub(crate) struct Models {
     view: View,
     describe_timeout: Duration,
+    /// Whether requests have what a model's makers recommend where they say nothing else.
+    has_defaults: bool,
     entries: Mutex<BTreeMap<String, Entry>>,
 }
 
@@ -113,8 +118,8 @@ struct Entry {
 }
 
 impl Models {
-    pub(crate) fn new(view: View, describe_timeout: Duration) -> Self {
-        Self { view, describe_timeout, entries: Mutex::default() }
+    pub(crate) fn new(view: View, describe_timeout: Duration, has_defaults: bool) -> Self {
+        Self { view, describe_timeout, has_defaults, entries: Mutex::default() }
     }
 
     /// An engine that serves `name`. Fails while none can be reached, and tries anew each time.
@@ -143,8 +148,11 @@ impl Models {
     /// What one engine serves.
     pub(crate) async fn served(&self, member: &Member) -> Result<Arc<Served>, ApiError> {
         let (cell, previous) = self.entry(member);
-        let served =
-            cell.get_or_try_init(|| describe(member, previous, self.describe_timeout)).await?;
+        let served = cell
+            .get_or_try_init(|| {
+                describe(member, previous, self.describe_timeout, self.has_defaults)
+            })
+            .await?;
         Ok(Arc::clone(served))
     }
 
@@ -175,11 +183,15 @@ async fn describe(
     member: &Member,
     previous: Option<Arc<ModelText>>,
     limit: Duration,
+    has_defaults: bool,
 ) -> Result<Arc<Served>, ApiError> {
-    let description = timeout(limit, member.engine.describe())
+    let mut description = timeout(limit, member.engine.describe())
         .await
         .map_err(|_| ApiError::unavailable("The model's engine does not answer"))??;
     let limits = description.limits;
+    if !has_defaults {
+        description.card.sampling_defaults = SamplingDefaults::default();
+    }
     let text = match previous.filter(|text| text.fingerprint == description.fingerprint) {
         Some(text) => text,
         None => tokio::task::spawn_blocking(|| Arc::new(ModelText::new(description)))

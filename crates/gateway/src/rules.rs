@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use oarlock_text::{TextError, Tokenizer};
-use oarlock_types::{LogitRules, TokenId};
+use oarlock_types::{LogitRules, SamplingDefaults, TokenId};
 use serde_json::Value;
 
 use crate::error::ApiError;
@@ -22,7 +22,7 @@ pub(crate) struct RuleFields {
     bias: Vec<(TokenId, f32)>,
     allowed: Vec<TokenId>,
     bad_words: Vec<String>,
-    repetition_penalty: f32,
+    repetition_penalty: Option<f32>,
     frequency_penalty: f32,
     presence_penalty: f32,
     pub(crate) min_tokens: u32,
@@ -36,7 +36,7 @@ impl RuleFields {
         let frequency_penalty = penalty(fields, "frequency_penalty")? as f32;
         let presence_penalty = penalty(fields, "presence_penalty")? as f32;
         let range = "from 0.01 to 100";
-        let repetition_penalty = fields.ranged("repetition_penalty", 1.0, range, |p| {
+        let repetition_penalty = fields.in_range("repetition_penalty", range, |p| {
             (1.0 / MAX_REPETITION_PENALTY..=MAX_REPETITION_PENALTY).contains(&p)
         })?;
         let min_tokens = fields.integer("min_tokens", 0..=i64::from(u32::MAX))?.unwrap_or(0);
@@ -44,7 +44,7 @@ impl RuleFields {
             bias: take_bias(fields, limits.max_logit_bias)?,
             allowed: take_allowed(fields, limits.max_allowed_token_ids)?,
             bad_words: take_bad_words(fields, limits)?,
-            repetition_penalty: repetition_penalty as f32,
+            repetition_penalty: repetition_penalty.map(|penalty| penalty as f32),
             frequency_penalty,
             presence_penalty,
             min_tokens: min_tokens as u32,
@@ -60,6 +60,7 @@ impl RuleFields {
     /// ascending.
     pub(crate) fn resolve(
         &self,
+        defaults: &SamplingDefaults,
         vocab_size: u32,
         tokenizer: Option<&Tokenizer>,
         ends: &[TokenId],
@@ -72,7 +73,10 @@ impl RuleFields {
             min_tokens: if ends.is_empty() { 0 } else { self.min_tokens },
             min_tokens_banned: if self.min_tokens > 0 { ends.to_vec() } else { Vec::new() },
             bias: self.bias.clone(),
-            repetition_penalty: self.repetition_penalty,
+            repetition_penalty: self
+                .repetition_penalty
+                .or(defaults.repetition_penalty)
+                .unwrap_or(1.0),
             frequency_penalty: self.frequency_penalty,
             presence_penalty: self.presence_penalty,
         };

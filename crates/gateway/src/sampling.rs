@@ -1,6 +1,6 @@
 //! The fields that chat and plain completions share: how tokens are drawn and how they are returned.
 
-use oarlock_types::{SamplingParams, TokenId};
+use oarlock_types::{SamplingDefaults, SamplingParams, TokenId};
 use serde_json::Value;
 
 use crate::error::ApiError;
@@ -14,7 +14,9 @@ const SEED_BITS: u32 = 53;
 /// Options of a generation.
 #[derive(Debug)]
 pub(crate) struct Options {
+    /// Without what the model's defaults may change.
     pub(crate) sampling: SamplingParams,
+    pub(crate) wishes: Wishes,
     pub(crate) rules: RuleFields,
     /// The seed as the client reads it.
     pub(crate) seed: i64,
@@ -40,6 +42,45 @@ pub(crate) struct Options {
     pub(crate) tokens_as_ids: bool,
 }
 
+/// What the client says of what models have defaults for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wishes {
+    temperature: Option<f32>,
+    top_k: Option<u32>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+}
+
+impl Wishes {
+    fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+        let mut number = |name: &str, range: &str, accepts: fn(f64) -> bool| {
+            fields.in_range(name, range, accepts).map(|value| value.map(|value| value as f32))
+        };
+        let temperature = number("temperature", "from 0 to 2", |t| (0.0..=2.0).contains(&t))?;
+        let top_p =
+            number("top_p", "above 0 and up to 1", |p| p > 0.0 && p <= 1.0 && p as f32 > 0.0)?;
+        let min_p = number("min_p", "from 0 to 1", |p| (0.0..=1.0).contains(&p))?;
+        // -1 and 0 both keep all tokens.
+        let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?;
+        Ok(Self { temperature, top_k: top_k.map(|top_k| top_k.max(0) as u32), top_p, min_p })
+    }
+
+    /// The client's word, else the model's, else OpenAI's.
+    pub(crate) fn resolve(
+        &self,
+        defaults: &SamplingDefaults,
+        others: SamplingParams,
+    ) -> SamplingParams {
+        SamplingParams {
+            temperature: self.temperature.or(defaults.temperature).unwrap_or(1.0),
+            top_k: self.top_k.or(defaults.top_k).unwrap_or(0),
+            top_p: self.top_p.or(defaults.top_p).unwrap_or(1.0),
+            min_p: self.min_p.or(defaults.min_p).unwrap_or(0.0),
+            ..others
+        }
+    }
+}
+
 /// Where a prompt is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Truncation {
@@ -63,7 +104,7 @@ pub(crate) enum UsageEvents {
 impl Options {
     /// Takes the shared fields.
     pub(crate) fn take(fields: &mut Fields, limits: &RequestLimits) -> Result<Self, ApiError> {
-        let sampling = take_sampling(fields)?;
+        let wishes = Wishes::take(fields)?;
         let seed = match fields.integer("seed", i64::MIN..=i64::MAX)? {
             Some(seed) => seed,
             None => draw_seed()?,
@@ -80,7 +121,8 @@ impl Options {
             ));
         }
         Ok(Self {
-            sampling: SamplingParams { seed: seed.cast_unsigned(), ..sampling },
+            sampling: SamplingParams { seed: seed.cast_unsigned(), ..SamplingParams::default() },
+            wishes,
             rules: RuleFields::take(fields, limits)?,
             seed,
             n: fields.integer("n", 1..=max_choices)?.unwrap_or(1) as u32,
@@ -98,23 +140,6 @@ impl Options {
             tokens_as_ids: fields.boolean("return_tokens_as_token_ids")?.unwrap_or(false),
         })
     }
-}
-
-fn take_sampling(fields: &mut Fields) -> Result<SamplingParams, ApiError> {
-    let temperature =
-        fields.ranged("temperature", 1.0, "from 0 to 2", |t| (0.0..=2.0).contains(&t))?;
-    let top_p = fields
-        .ranged("top_p", 1.0, "above 0 and up to 1", |p| p > 0.0 && p <= 1.0 && p as f32 > 0.0)?;
-    let min_p = fields.ranged("min_p", 0.0, "from 0 to 1", |p| (0.0..=1.0).contains(&p))?;
-    // -1 and 0 both keep all tokens.
-    let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?.unwrap_or(0).max(0);
-    Ok(SamplingParams {
-        temperature: temperature as f32,
-        top_k: top_k as u32,
-        top_p: top_p as f32,
-        min_p: min_p as f32,
-        ..SamplingParams::default()
-    })
 }
 
 fn take_stop(fields: &mut Fields, limits: &RequestLimits) -> Result<Vec<String>, ApiError> {

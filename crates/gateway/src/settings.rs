@@ -62,7 +62,7 @@ impl Settings {
             let (rules, ends) = (options.rules.clone(), ends.clone());
             let resolve = move || {
                 let tokenizer = model.tokenizer().ok().map(AsRef::as_ref);
-                rules.resolve(model.vocab_size, tokenizer, &ends)
+                rules.resolve(&model.sampling_defaults, model.vocab_size, tokenizer, &ends)
             };
             app.compute(num_bytes, resolve).await??
         };
@@ -71,7 +71,10 @@ impl Settings {
             deadline.map(|limit| Tick(u64::try_from(limit.as_micros()).unwrap_or(u64::MAX)));
         Ok(Self {
             keep_tokens: options.sampling.top_logprobs.is_some() || options.return_token_ids,
-            sampling: SamplingParams { rules, ..options.sampling.clone() },
+            sampling: options.wishes.resolve(
+                &text.sampling_defaults,
+                SamplingParams { rules, ..options.sampling.clone() },
+            ),
             stop: std::mem::take(&mut options.stop),
             include_stop: options.include_stop,
             min_tokens: options.rules.min_tokens,

@@ -1,7 +1,8 @@
 //! The model card of a GGUF file: tokenizer, chat template, special tokens.
 
 use oarlock_types::{
-    BpeVocabulary, ModelCard, SentencePieceVocabulary, TokenId, TokenKind, TokenizerSource,
+    BpeVocabulary, ModelCard, SamplingDefaults, SentencePieceVocabulary, TokenId, TokenKind,
+    TokenizerSource,
 };
 
 use crate::ModelError;
@@ -45,6 +46,28 @@ pub(crate) fn read(header: &Header, spec: &DecoderSpec) -> Result<ModelCard, Mod
         eos_token_ids,
         bos_token_id: metadata.find_u32("tokenizer.ggml.bos_token_id")?.map(TokenId),
         add_bos,
+        sampling_defaults: sampling_defaults(metadata)?,
+    })
+}
+
+/// Of files that were converted with the model's generation configuration.
+fn sampling_defaults(metadata: &Metadata) -> Result<SamplingDefaults, ModelError> {
+    let float = |name: &str, least: f32, most: f32| {
+        let key = format!("general.sampling.{name}");
+        match metadata.find_f32(&key)? {
+            Some(value) if !(least..=most).contains(&value) => {
+                Err(ModelError::metadata(key, format!("{value} is not from {least} to {most}")))
+            }
+            value => Ok(value),
+        }
+    };
+    Ok(SamplingDefaults {
+        temperature: float("temp", 0.0, 2.0)?,
+        top_k: metadata.find_u32("general.sampling.top_k")?,
+        top_p: float("top_p", f32::MIN_POSITIVE, 1.0)?,
+        min_p: float("min_p", 0.0, 1.0)?,
+        repetition_penalty: float("penalty_repeat", 0.01, 100.0)?,
+        max_tokens: None,
     })
 }
 

@@ -82,6 +82,12 @@ fn description() -> t::EngineDescription {
             eos_token_ids: vec![t::TokenId(2)],
             bos_token_id: Some(t::TokenId(0)),
             add_bos: true,
+            sampling_defaults: t::SamplingDefaults {
+                temperature: Some(0.5),
+                top_k: Some(20),
+                max_tokens: Some(7),
+                ..t::SamplingDefaults::default()
+            },
         },
         fingerprint: t::Fingerprint {
             weights: "w".into(),

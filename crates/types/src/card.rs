@@ -25,6 +25,26 @@ pub struct ModelCard {
     pub bos_token_id: Option<TokenId>,
     /// Whether the prompt of a plain completion begins with `bos_token_id`.
     pub add_bos: bool,
+    /// What the model's makers recommend.
+    pub sampling_defaults: SamplingDefaults,
+}
+
+/// How a model's makers recommend that its tokens are drawn, where they say so: what holds for a request that
+/// says nothing else.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SamplingDefaults {
+    /// From 0 to 2.
+    pub temperature: Option<f32>,
+    /// 0 keeps all tokens.
+    pub top_k: Option<u32>,
+    /// Above 0 and up to 1.
+    pub top_p: Option<f32>,
+    /// From 0 to 1.
+    pub min_p: Option<f32>,
+    /// From 0.01 to 100.
+    pub repetition_penalty: Option<f32>,
+    /// Tokens of an answer, at least 1.
+    pub max_tokens: Option<u32>,
 }
 
 /// Where a tokenizer comes from.

@@ -12,8 +12,8 @@ mod status;
 mod worker;
 
 pub use card::{
-    BpeVocabulary, EngineLimits, Fingerprint, LoadProgress, ModelCard, SentencePieceVocabulary,
-    Shard, TokenKind, TokenizerSource, WorkerDescription, WorkerLimits,
+    BpeVocabulary, EngineLimits, Fingerprint, LoadProgress, ModelCard, SamplingDefaults,
+    SentencePieceVocabulary, Shard, TokenKind, TokenizerSource, WorkerDescription, WorkerLimits,
 };
 pub use ids::{
     BLOCK_TOKENS, BlockId, CacheSalt, Epoch, GroupId, RequestId, SlotId, StepId, TenantId, Tick,

@@ -1,10 +1,11 @@
 //! Chat completions in one body.
 
 use axum::http::StatusCode;
-use oarlock_types::{SamplingParams, TokenId};
+use oarlock_gateway::GatewayConfig;
+use oarlock_types::{SamplingDefaults, SamplingParams, TokenId};
 use serde_json::{Value, json};
 
-use crate::fake_engine::{CONTEXT, END, MODEL, bytes, client, score, script};
+use crate::fake_engine::{CONTEXT, END, MODEL, Script, bytes, client, client_with, score, script};
 
 /// The text that the engine was given.
 fn prompt_of(client: &crate::fake_engine::Client) -> String {
@@ -61,6 +62,46 @@ async fn parameters_reach_the_engine() {
     assert_eq!(request.sampling, SamplingParams { seed: 7, ..SamplingParams::default() });
     assert_eq!(request.stop.max_tokens, CONTEXT - 9);
     assert_eq!(request.stop.stop_token_ids, [TokenId(END)]);
+}
+
+/// What the model's makers recommend holds where the client says nothing, unless the server says otherwise.
+#[tokio::test]
+async fn a_models_defaults_are_honoured() {
+    let defaults = SamplingDefaults {
+        temperature: Some(0.7),
+        top_k: Some(20),
+        top_p: Some(0.8),
+        min_p: Some(0.05),
+        repetition_penalty: Some(1.1),
+        max_tokens: Some(11),
+    };
+    let answer = || Script { defaults, ..script(bytes("x")) };
+    let client = client(answer());
+    assert_eq!(client.chat(&json!({})).await.0, StatusCode::OK);
+    let request = client.engine.last_request();
+    let rules = request.sampling.rules.as_deref().unwrap();
+    assert_eq!(rules.repetition_penalty, 1.1);
+    let recommended = SamplingParams {
+        temperature: 0.7,
+        top_k: 20,
+        top_p: 0.8,
+        min_p: 0.05,
+        ..SamplingParams::default()
+    };
+    assert_eq!(SamplingParams { rules: None, seed: 0, ..request.sampling.clone() }, recommended);
+    assert_eq!(request.stop.max_tokens, 11);
+    // A word of the client counts more, also where it is what would hold without a model's.
+    let fields = json!({"temperature": 1, "top_k": -1, "top_p": 1, "min_p": 0, "repetition_penalty": 1,
+        "max_tokens": 100});
+    assert_eq!(client.chat(&fields).await.0, StatusCode::OK);
+    let request = client.engine.last_request();
+    assert_eq!(request.sampling, SamplingParams { seed: 7, ..SamplingParams::default() });
+    assert_eq!(request.stop.max_tokens, 100);
+    let config = GatewayConfig { model_defaults: false, ..GatewayConfig::default() };
+    let client = client_with(answer(), config);
+    assert_eq!(client.chat(&json!({})).await.0, StatusCode::OK);
+    let sampling = client.engine.last_request().sampling;
+    assert_eq!(sampling, SamplingParams { seed: 7, ..SamplingParams::default() });
 }
 
 #[tokio::test]

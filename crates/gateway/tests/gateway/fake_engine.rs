@@ -13,7 +13,7 @@ use oarlock_rpc::{EngineApi, EngineError, EventStream};
 use oarlock_types::{
     BpeVocabulary, EngineDescription, EngineLimits, EngineState, EngineStats, EngineStatus,
     EventKind, Fingerprint, FinishReason, ModelCard, RankedToken, Rejected, Request, SampledToken,
-    TokenId, TokenKind, TokenScore, TokenizerSource, Usage,
+    SamplingDefaults, TokenId, TokenKind, TokenScore, TokenizerSource, Usage,
 };
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -58,6 +58,8 @@ pub(crate) struct Script {
     /// Other tokens for each choice.
     pub(crate) by_choice: Option<Vec<Vec<u32>>>,
     pub(crate) unavailable: bool,
+    /// What the model recommends.
+    pub(crate) defaults: SamplingDefaults,
 }
 
 pub(crate) struct FakeEngine {
@@ -83,6 +85,7 @@ pub(crate) fn script(tokens: Vec<u32>) -> Script {
         bos: None,
         by_choice: None,
         unavailable: false,
+        defaults: SamplingDefaults::default(),
     }
 }
 
@@ -113,7 +116,7 @@ fn vocabulary() -> BpeVocabulary {
     BpeVocabulary { pre: "gpt-2".to_owned(), tokens, kinds, merges: Vec::new() }
 }
 
-fn description(bos: Option<u32>) -> EngineDescription {
+fn description(bos: Option<u32>, defaults: SamplingDefaults) -> EngineDescription {
     EngineDescription {
         served_name: MODEL.to_owned(),
         card: ModelCard {
@@ -127,6 +130,7 @@ fn description(bos: Option<u32>) -> EngineDescription {
             eos_token_ids: vec![TokenId(END)],
             bos_token_id: bos.map(TokenId),
             add_bos: bos.is_some(),
+            sampling_defaults: defaults,
         },
         fingerprint: Fingerprint {
             weights: "w".into(),
@@ -196,12 +200,12 @@ impl FakeEngine {
 impl EngineApi for FakeEngine {
     fn describe(&self) -> BoxFuture<'_, Result<EngineDescription, EngineError>> {
         let script = self.script.lock().unwrap();
-        let (unavailable, bos) = (script.unavailable, script.bos);
+        let (unavailable, bos, defaults) = (script.unavailable, script.bos, script.defaults);
         Box::pin(async move {
             if unavailable {
                 Err(EngineError::Unavailable("loading".to_owned()))
             } else {
-                Ok(description(bos))
+                Ok(description(bos, defaults))
             }
         })
     }

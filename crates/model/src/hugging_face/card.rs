@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use oarlock_types::{ModelCard, TokenId, TokenizerSource};
+use oarlock_types::{ModelCard, SamplingDefaults, TokenId, TokenizerSource};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -54,6 +54,42 @@ pub(crate) fn card(
         eos_token_ids,
         bos_token_id,
         add_bos,
+        sampling_defaults: sampling_defaults(&generation)?,
+    })
+}
+
+/// What `generation_config.json` says of how tokens are drawn.
+fn sampling_defaults(generation: &Value) -> Result<SamplingDefaults, ModelError> {
+    let wrong = |field: &str, value: &Value, range: &str| {
+        ModelError::metadata(
+            format!("generation_config.json: {field}"),
+            format!("{value} is not {range}; correct the field or remove it"),
+        )
+    };
+    let float = |field: &str, least: f32, most: f32| {
+        let Some(value) = generation.get(field).filter(|value| !value.is_null()) else {
+            return Ok(None);
+        };
+        let number = value.as_f64().map(|number| number as f32);
+        let number = number.filter(|number| (least..=most).contains(number));
+        number.map(Some).ok_or_else(|| wrong(field, value, &format!("from {least} to {most}")))
+    };
+    let count = |field: &str| match generation.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        // None are left out, as with 0.
+        Some(value) if value.as_i64() == Some(-1) => Ok(Some(0)),
+        Some(value) => {
+            let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
+            number.map(Some).ok_or_else(|| wrong(field, value, "a number of tokens"))
+        }
+    };
+    Ok(SamplingDefaults {
+        temperature: float("temperature", 0.0, 2.0)?,
+        top_k: count("top_k")?,
+        top_p: float("top_p", f32::MIN_POSITIVE, 1.0)?,
+        min_p: float("min_p", 0.0, 1.0)?,
+        repetition_penalty: float("repetition_penalty", 0.01, 100.0)?,
+        max_tokens: count("max_new_tokens")?.filter(|tokens| *tokens > 0),
     })
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use oarlock_backend::{BackendLimits, OracleBackend};
-use oarlock_types::TokenId;
+use oarlock_types::{SamplingDefaults, TokenId};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -191,6 +191,38 @@ fn the_first_token_is_what_the_tokenizer_says() {
     assert_eq!(bos(&Value::Null, &yes, &json!(7)), seven);
     assert_eq!(bos(&template, &no, &json!(7)), Ok(None));
     assert!(bos(&Value::Null, &yes, &Value::Null).unwrap_err().contains("add_bos_token"));
+}
+
+#[test]
+fn recommended_sampling_is_in_the_card() {
+    let folder = folder(&json!({}));
+    let card = |text: &Value| {
+        fs::write(folder.path().join("generation_config.json"), text.to_string()).unwrap();
+        let card = Checkpoint::open(folder.path()).unwrap().card();
+        card.map(|card| card.sampling_defaults).map_err(|error| error.to_string())
+    };
+    let all = json!({"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0, "repetition_penalty": 1.05,
+        "max_new_tokens": 2048, "do_sample": true, "pad_token_id": 7});
+    let want = SamplingDefaults {
+        temperature: Some(0.6),
+        top_k: Some(20),
+        top_p: Some(0.95),
+        min_p: Some(0.0),
+        repetition_penalty: Some(1.05),
+        max_tokens: Some(2048),
+    };
+    assert_eq!(card(&all), Ok(want));
+    assert_eq!(card(&json!({"temperature": null})), Ok(SamplingDefaults::default()));
+    assert_eq!(card(&json!({"top_k": -1})).unwrap().top_k, Some(0));
+    for (bad, words) in [
+        (json!({"temperature": -1}), "temperature: -1 is not from 0 to 2"),
+        (json!({"top_p": "most"}), "top_p"),
+        (json!({"top_k": 2.5}), "top_k"),
+        (json!({"repetition_penalty": 0}), "repetition_penalty"),
+    ] {
+        let error = card(&bad).unwrap_err();
+        assert!(error.contains(words) && error.contains("remove it"), "{error}");
+    }
 }
 
 /// What decides answers is part of the hash.

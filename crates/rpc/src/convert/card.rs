@@ -37,7 +37,36 @@ impl From<&t::ModelCard> for p::ModelCard {
             eos_token_ids: raw_tokens(&card.eos_token_ids),
             bos_token_id: card.bos_token_id.map(|token| token.0),
             add_bos: card.add_bos,
+            sampling_defaults: Some(card.sampling_defaults.into()),
         }
+    }
+}
+
+impl From<t::SamplingDefaults> for p::SamplingDefaults {
+    fn from(defaults: t::SamplingDefaults) -> Self {
+        let t::SamplingDefaults {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            max_tokens,
+        } = defaults;
+        Self { temperature, top_k, top_p, min_p, repetition_penalty, max_tokens }
+    }
+}
+
+impl From<p::SamplingDefaults> for t::SamplingDefaults {
+    fn from(defaults: p::SamplingDefaults) -> Self {
+        let p::SamplingDefaults {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            max_tokens,
+        } = defaults;
+        Self { temperature, top_k, top_p, min_p, repetition_penalty, max_tokens }
     }
 }
 
@@ -66,6 +95,7 @@ impl TryFrom<p::ModelCard> for t::ModelCard {
             eos_token_ids: token_ids(card.eos_token_ids),
             bos_token_id: card.bos_token_id.map(t::TokenId),
             add_bos: card.add_bos,
+            sampling_defaults: card.sampling_defaults.map(Into::into).unwrap_or_default(),
         })
     }
 }
