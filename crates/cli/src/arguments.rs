@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use oarlock_engine::Collective;
 use oarlock_worker::{BufferType, Dtype, InstructionSet, Numbers, Quantization};
 
+use crate::inspect::InspectArguments;
 use crate::keys::KeysArguments;
 use crate::limits::LimitArguments;
 use crate::request_limits::RequestLimitArguments;
@@ -40,6 +41,10 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Serve a model: HTTP gateway, engine and worker processes on this machine.
     Serve(Box<ServeArguments>),
+    /// Say what a checkpoint is without serving it: family, parameters, types, context, the degrees of tensor
+    /// parallelism that it allows, and the memory that each rank needs. Checks that all tensors are there and
+    /// have the right shapes.
+    Inspect(InspectArguments),
     /// Fetch a model without serving it, and print its path.
     #[command(subcommand)]
     Fetch(FetchCommand),

@@ -7,6 +7,7 @@ mod cuda;
 mod debug;
 mod device;
 mod fetch;
+mod inspect;
 mod keys;
 mod limits;
 mod loading;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(arguments) => run_serve(*arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Fetch(command) => run_fetch(&command),
         Command::Keys(arguments) => keys::run(arguments),
         Command::Bench(arguments) => bench::run(&arguments),

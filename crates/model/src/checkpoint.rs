@@ -69,6 +69,15 @@ impl Checkpoint {
         self
     }
 
+    pub(crate) fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Files of weights.
+    pub(crate) fn num_files(&self) -> usize {
+        self.files.len()
+    }
+
     /// What buffers are rounded to.
     pub fn buffers(&self) -> BufferType {
         self.spec.buffer_type

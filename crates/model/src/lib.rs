@@ -28,6 +28,7 @@ mod quantization;
 mod rope;
 mod sharding;
 mod spec;
+mod summary;
 mod trace;
 mod weights;
 
@@ -37,4 +38,5 @@ pub use decoder::{Decoder, StepError};
 pub use error::ModelError;
 pub use hash::hash_file;
 pub use quantization::Quantization;
+pub use summary::{Degree, Experts, Shape, StoredType, Summary, Window};
 pub use trace::{TRACED_OPERATIONS, TraceRecord, Tracer};
