@@ -383,6 +383,11 @@ fn the_tiny_qwen2() {
 }
 
 #[test]
+fn the_tiny_qwen3_with_experts() {
+    tiny("qwen3-moe", &[]);
+}
+
+#[test]
 fn the_tiny_llama_with_one_key_head() {
     tiny("llama-tied-mqa", &[]);
 }

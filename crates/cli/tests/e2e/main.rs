@@ -10,6 +10,7 @@ mod contract;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod determinism;
+mod families;
 mod gemma;
 mod keys;
 mod lifecycle;
