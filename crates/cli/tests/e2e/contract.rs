@@ -235,7 +235,7 @@ impl Subject<'_> {
             let ours: Vec<_> =
                 requests.iter().map(|request| scope.spawn(move || post(request))).collect();
             let all = (OTHERS + requests.len()) as f64;
-            wait_until("all are there", Duration::from_secs(5), || {
+            wait_until("all are there", Duration::from_secs(20), || {
                 let count = |state| server.metric(&format!("oarlock_num_requests_{state}"));
                 count("running") + count("waiting") >= all
             });
@@ -264,7 +264,7 @@ impl Subject<'_> {
             intruder["priority"] = json!(-4);
             thread::scope(|scope| {
                 let intruding = scope.spawn(|| server.post("/v1/completions", &intruder).ok_json());
-                wait_until("the intruder waits", Duration::from_secs(5), || {
+                wait_until("the intruder waits", Duration::from_secs(20), || {
                     server.metric("oarlock_num_requests_waiting") > 0.0
                 });
                 signal_all(server, Signal::CONT);
