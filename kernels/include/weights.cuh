@@ -60,6 +60,11 @@ struct PlaneCursor {
         }
     }
 
+    // Over some steps, of whole segments.
+    __device__ __forceinline__ void skip(uint32_t steps) {
+        from += static_cast<size_t>(steps) * RECORD;
+    }
+
     // To the next pair; after a segment's last one, which may be half a pair, to the next segment.
     __device__ __forceinline__ void advance(const PairPlace &at) {
         from += 2 * RECORD;
@@ -92,6 +97,7 @@ struct Bf16Weights {
             weights.load(to, PAIR_BYTES, p.weight, threadIdx.x, at);
         }
 
+        __device__ __forceinline__ void skip(uint32_t steps) { weights.skip(steps); }
         __device__ __forceinline__ void advance(const PairPlace &at) { weights.advance(at); }
     };
 
@@ -138,6 +144,11 @@ struct Q80Weights {
                                              const PairPlace &at) const {
             quants.load(to, PAIR_BYTES, p.weight, threadIdx.x, at);
             scales.load(to + 2 * QUANT_BYTES, PAIR_BYTES, p.scales, threadIdx.x, at);
+        }
+
+        __device__ __forceinline__ void skip(uint32_t steps) {
+            quants.skip(steps);
+            scales.skip(steps);
         }
 
         __device__ __forceinline__ void advance(const PairPlace &at) {
@@ -235,6 +246,11 @@ struct Q4KWeights {
             copy_async_16(to + 2 * (QUANT_BYTES + SUB_SCALE_BYTES) + tile * PAIR_BYTES +
                               i % CHUNKS * 16,
                           is_there ? plane + super_at + first / 8 * SUPER_BYTES : plane, is_there);
+        }
+
+        __device__ __forceinline__ void skip(uint32_t steps) {
+            quants.skip(steps);
+            sub_scales.skip(steps);
         }
 
         __device__ __forceinline__ void advance(const PairPlace &at) {

@@ -193,7 +193,8 @@ fn row_wise_operations_touch_inputs_and_outputs_once() {
         num_heads: heads,
         num_kv_heads: kv_heads,
         head_dim,
-        interleaved: 0,
+        half: head_dim / 2,
+        ..RotaryKvWriteParams::default()
     };
     let counters = device.run(&launch::rotary_kv_write(WorkType::Bf16, rows), &rotary);
     let rotated = (heads + kv_heads) * head_dim * rows;
