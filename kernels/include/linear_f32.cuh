@@ -66,6 +66,8 @@ __device__ __forceinline__ void sum_segment(float (&sums)[2][2], F32Squares &squ
                     end);
         load_square(squares.inputs, static_cast<const float *>(p.input), rows, p.columns, column, end);
         __syncthreads();
+        // A warp has two neighboring rows, and two more 16 on; rows come before what is none.
+        if (!rows.has(threadIdx.x / 32 * 2)) continue;
         // Not beyond the segment: a padded product would change the sign of a zero.
         const uint32_t count = min(end - column, static_cast<uint32_t>(F32_COLUMNS));
         for (uint32_t k = 0; k < count; k++) {
