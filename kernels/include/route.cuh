@@ -8,52 +8,44 @@
 namespace oarlock {
 
 constexpr int ROUTE_WARPS = 4;  // a row each
-constexpr int EXPERTS_PER_LANE = MAX_EXPERTS / 32;
 constexpr int PLAN_THREADS = 256;
 constexpr int PLAN_WARPS = PLAN_THREADS / 32;
 
 __device__ __forceinline__ uint32_t lanes_below() { return (1u << threadIdx.x % 32) - 1; }
 
-// A row's logits: a lane has those of experts lane, lane + 32, ..
+// A row's logits in shared memory: a lane has those of experts lane, lane + 32, .., and reads no others.
 struct RouterLogits {
-    float values[EXPERTS_PER_LANE];
+    float *values;  // [num_experts]
     uint32_t num_experts;
-
-    // Adds up a logit's parts, the last one first: it is the least.
-    __device__ __forceinline__ RouterLogits(const RouteParams &p, uint32_t row)
-        : num_experts(p.num_experts) {
-        const float *logits = p.logits + static_cast<size_t>(row) * p.parts * p.num_experts;
-        each([&](int i, uint32_t expert) {
-            float value = 0.0f;
-            for (uint32_t part = p.parts; part > 0; part--) {
-                value += logits[(part - 1) * p.num_experts + expert];
-            }
-            values[i] = value;
-        });
-    }
 
     // Calls act(i, expert) for this lane's experts.
     template <typename Act>
     __device__ __forceinline__ void each(const Act &act) const {
-#pragma unroll
-        for (int i = 0; i < EXPERTS_PER_LANE; i++) {
-            if (32 * i >= num_experts) break;
-            const uint32_t expert = 32 * i + threadIdx.x % 32;
-            if (expert < num_experts) act(i, expert);
+        uint32_t i = 0;
+        for (uint32_t expert = threadIdx.x % 32; expert < num_experts; expert += 32) {
+            act(i++, expert);
         }
     }
 
-    __device__ __forceinline__ bool has_nan() const {
-        bool found = false;
-        each([&](int i, uint32_t) { found = found || is_nan(values[i]); });
-        return __any_sync(0xffffffffu, found);
+    // Adds up the parts of each, the last one first: it is the least. Whether one is no number.
+    __device__ __forceinline__ bool load(const float *parts, uint32_t num_parts) {
+        bool has_nan = false;
+        each([&](uint32_t, uint32_t expert) {
+            uint32_t part = num_parts - 1;
+            float value = parts[part * num_experts + expert];
+#pragma unroll 1
+            while (part > 0) value += parts[--part * num_experts + expert];
+            values[expert] = value;
+            has_nan = has_nan || is_nan(value);
+        });
+        return __any_sync(0xffffffffu, has_nan);
     }
 
     // The greatest logit that is not in `taken`, bit i for this lane's i-th expert; of equal ones the first.
     __device__ __forceinline__ Best best(uint32_t taken) const {
         Best best = {negative_infinity(), WHOLE};
-        each([&](int i, uint32_t expert) {
-            if ((taken >> i & 1) == 0) best = better(best, Best{values[i], expert});
+        each([&](uint32_t i, uint32_t expert) {
+            if ((taken >> i & 1) == 0) best = better(best, Best{values[expert], expert});
         });
         return best_of_lanes<16>(best);
     }
@@ -61,15 +53,15 @@ struct RouterLogits {
 
 // One warp per row.
 __device__ __forceinline__ void route(const RouteParams &p) {
+    __shared__ float shared_logits[ROUTE_WARPS][MAX_EXPERTS];
     __shared__ float shared_terms[ROUTE_WARPS][MAX_TOP_K];
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t row = blockIdx.x * ROUTE_WARPS + warp;
     if (row >= *p.num_rows) return;
-    float *terms = shared_terms[warp];  // exp(logit - greatest) of the chosen ones
     uint32_t *experts = p.experts + static_cast<size_t>(row) * p.top_k;
     float *weights = p.weights + static_cast<size_t>(row) * p.top_k;
-    const RouterLogits logits(p, row);
-    if (logits.has_nan()) {
+    RouterLogits logits = {shared_logits[warp], p.num_experts};
+    if (logits.load(p.logits + static_cast<size_t>(row) * p.parts * p.num_experts, p.parts)) {
         if (lane < p.top_k) {
             experts[lane] = lane;
             weights[lane] = not_a_number();
@@ -83,26 +75,29 @@ __device__ __forceinline__ void route(const RouteParams &p) {
         if (i == 0) greatest = best.logit;
         if (best.token % 32 == lane) taken |= 1u << best.token / 32;
     }
-    // In order of experts, which is that of i and then of lanes.
+    // The chosen ones in order of experts, which is that of i and then of lanes: where this lane's are.
+    float *terms = shared_terms[warp];  // [top_k]: exp(logit - greatest)
+    float sum = 0.0f;                   // of all of the lane's experts
     uint32_t place = 0;
-#pragma unroll
-    for (int i = 0; i < EXPERTS_PER_LANE; i++) {
-        if (32 * i >= p.num_experts) break;
+    for (uint32_t i = 0; 32 * i < p.num_experts; i++) {
+        const uint32_t expert = 32 * i + lane;
+        const float term =
+            expert < p.num_experts ? exp_below_max(logits.values[expert] - greatest) : 0.0f;
+        sum += term;
         const bool is_taken = (taken >> i & 1) != 0;
         const uint32_t all = __ballot_sync(0xffffffffu, is_taken);
-        const uint32_t at = place + __popc(all & lanes_below());
         if (is_taken) {
-            experts[at] = 32 * i + lane;
-            terms[at] = exp_fixed(logits.values[i] - greatest);
+            const uint32_t at = place + __popc(all & lanes_below());
+            experts[at] = expert;
+            terms[at] = term;
         }
         place += __popc(all);
     }
     __syncwarp();
-    float sum = 0.0f;
     if (p.normalize != 0) {
+        sum = 0.0f;
         for (uint32_t i = 0; i < p.top_k; i++) sum += terms[i];
     } else {
-        logits.each([&](int i, uint32_t) { sum += exp_fixed(logits.values[i] - greatest); });
         sum = warp_sum(sum);
     }
     if (lane < p.top_k) weights[lane] = __fdiv_rn(terms[lane], sum);
