@@ -194,7 +194,7 @@ impl CudaBackend {
                 weights: routing.weights.address(),
                 num_rows: self.num_rows(RowSet::Tokens),
                 segment_values: segment_values as u64,
-                level_values: rows as u64 * hidden as u64,
+                level_values: u64::from(rows) * hidden as u64,
                 hidden: hidden as u32,
                 top_k: top_k as u32,
                 range: range as u32,

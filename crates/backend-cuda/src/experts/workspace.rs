@@ -181,7 +181,7 @@ mod tests {
             array.bytes(&shape, 1, &limits, WorkType::Bf16)
         };
         // 64 KiB of one row and segment: all, two and one segment at once.
-        assert_eq!(bytes(64, Array::Sums), 64 * 8 << 16);
+        assert_eq!(bytes(64, Array::Sums), (64 * 8) << 16);
         assert_eq!(bytes(64, Array::Pending), 0);
         assert_eq!(bytes(2048, Array::Sums), SUMS_BYTES);
         assert_eq!(bytes(2048, Array::Pending), 2 * 2048 * 2048 * 4);
