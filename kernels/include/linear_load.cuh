@@ -130,7 +130,7 @@ struct LinearLoader {
                      reinterpret_cast<uintptr_t>(params.input) % 16 == 0),
           place{(segment_columns + STEP_COLUMNS - 1) / STEP_COLUMNS, first_segment, 0},
           weights(params, place.steps, blockIdx.y * Tile::TILES) {
-        weights.skip(first_segment * place.steps);
+        weights.skip(first_segment);
         rows.advance(static_cast<int>(first_segment * segment_columns));
     }
 

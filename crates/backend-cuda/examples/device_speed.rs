@@ -93,7 +93,7 @@ fn linear(device: &CudaDevice, name: &str, kind: WeightKind, rows: usize) -> any
 /// A layer of experts, its router and all, as a model of 30 billion parameters has it. `GB/s` counts the
 /// weights of the experts that rows take.
 fn experts(device: &CudaDevice, name: &str, kind: WeightKind, rows: usize) -> anyhow::Result<()> {
-    let (num_experts, top_k, hidden, feed_forward) = (128, 8, 2048, 1024);
+    let (num_experts, top_k, hidden, feed_forward) = (128, 8, 2048, 768);
     let shape = ExpertsShape {
         num_experts,
         top_k,

@@ -99,18 +99,14 @@ fn linear_layers_read_their_weights_once() {
 }
 
 /// One token through 8 of 16 experts: theirs are the only weights that are read.
-/// Segments of 128 columns: whole steps, of which nothing is padding.
+/// Segments of the down projection have 96 columns, a step and a half: scales of half a step are padding.
 #[test]
 fn decode_reads_the_chosen_experts_once() {
     if !has_kernels() {
         return;
     }
-    let (hidden, feed_forward, num_experts, top_k) = (2048_usize, 1024_usize, 16_usize, 8_usize);
-    for (format, plane_bytes) in [
-        (LinearFormat::Bf16, (|values| [values * 2, 0, 0]) as fn(usize) -> [usize; 3]),
-        (LinearFormat::Q8_0, |values| [values, values / 16, 0]),
-        (LinearFormat::Q4K, |values| [values / 2, values / 64, values / 64 * 3]),
-    ] {
+    let (hidden, feed_forward, num_experts, top_k) = (2048_usize, 768_usize, 16_usize, 8_usize);
+    for format in [LinearFormat::Bf16, LinearFormat::Q8_0, LinearFormat::Q4K] {
         let mut device = counting();
         let chosen: Vec<u32> = (0..top_k as u32).map(|choice| 2 * choice).collect();
         let plan = plan(&mut device, &chosen, (num_experts, top_k), 8);
@@ -121,7 +117,14 @@ fn decode_reads_the_chosen_experts_once() {
         for (outputs, columns, segments, out) in
             [(2 * feed_forward, hidden, 1, 0), (hidden, feed_forward, 8, sums)]
         {
-            let planes = plane_bytes(outputs * columns);
+            let (values, width) = (outputs * columns, columns / segments as usize);
+            let steps = outputs * columns / width * width.div_ceil(64);
+            // Weights or quants; scales; sub-scales. As stored, and without what is padding.
+            let [planes, stored] = [steps * 64, values].map(|padded| match format {
+                LinearFormat::Q8_0 => [values, padded / 16, 0],
+                LinearFormat::Q4K => [values / 2, values / 64, padded / 64 * 3],
+                _ => [values * 2, 0, 0],
+            });
             let plane = |bytes: usize| {
                 if bytes == 0 { 0 } else { device.upload(&vec![0_u8; bytes * num_experts]) }
             };
@@ -153,7 +156,7 @@ fn decode_reads_the_chosen_experts_once() {
             let tiles = plan.num_tiles as u32;
             let launch = launch::experts(format, 8, tiles, outputs as u32);
             counters.add(&device.run(&launch, &params));
-            needed += planes.iter().sum::<usize>() * top_k;
+            needed += stored.iter().sum::<usize>() * top_k;
         }
         let combine = ExpertCombineParams {
             out: device.allocate(hidden * 4),
@@ -168,7 +171,8 @@ fn decode_reads_the_chosen_experts_once() {
             ..ExpertCombineParams::default()
         };
         counters.add(&device.run(&launch::expert_combine(1, hidden as u32, 8), &combine));
-        check(&format!("{format:?}, 8 of 16 experts"), &counters, needed as u64, 1.05);
+        // Sums of experts and segments go through memory, too.
+        check(&format!("{format:?}, 8 of 16 experts"), &counters, needed as u64, 1.07);
     }
 }
 
