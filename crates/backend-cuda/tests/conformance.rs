@@ -6,7 +6,12 @@
 use std::process::Command;
 use std::{env, fs};
 
-use oarlock_backend::conformance::{Tolerances, run_all};
+use oarlock_backend::conformance::{TestStep, Tolerances, limits, run_all};
+use oarlock_backend::quant::{SplitMix, random_row};
+use oarlock_backend::{
+    Activation, Backend, BackendError, BackendLimits, ExpertsShape, InnerSplit, RowSet, WeightKind,
+    WeightView,
+};
 use oarlock_backend_cuda::{CudaBackend, CudaDevice, HAS_KERNELS, WorkType};
 
 /// A file that the test inside writes when it has run to its end.
@@ -63,5 +68,98 @@ fn bfloat16_conforms() {
     let devices = [(1, "99.0"), (2, "8.6"), (3, "8.0")];
     with_simulated_gpus("bfloat16_conforms", &devices, || {
         conforms(WorkType::Bf16, &Tolerances::BFLOAT16);
+    });
+}
+
+/// Eight experts that every row takes.
+const CROWDED: ExpertsShape = ExpertsShape {
+    num_experts: 8,
+    top_k: 8,
+    normalize: true,
+    hidden: 256,
+    feed_forward: 64,
+    split: InnerSplit { segments: 8 },
+};
+
+fn random_matrix(rows: usize, columns: usize) -> Vec<u8> {
+    (0..rows as u64).flat_map(|row| random_row(WeightKind::Bf16, columns, 0.1, row)).collect()
+}
+
+/// What some rows of [`CROWDED`]'s input give.
+fn crowded_rows(backend: &mut CudaBackend, input: &[f32]) -> Vec<f32> {
+    let ExpertsShape { num_experts, hidden, feed_forward, .. } = CROWDED;
+    let view =
+        |rows, columns, data| WeightView::whole("experts", WeightKind::Bf16, rows, columns, data);
+    let [router, up, down] =
+        [(num_experts, hidden), (feed_forward, hidden), (hidden, feed_forward)]
+            .map(|(rows, columns)| random_matrix(rows, columns));
+    let mut experts = backend.experts(&CROWDED, &view(num_experts, hidden, &router)).unwrap();
+    for _ in 0..num_experts {
+        let up = view(feed_forward, hidden, &up);
+        let down = view(hidden, feed_forward, &down);
+        backend.pack_expert(&mut experts, &[up, up], &down).unwrap();
+    }
+    let mut routing = backend.routing(&CROWDED).unwrap();
+    let mut from = backend.tensor(RowSet::Tokens, hidden).unwrap();
+    let mut to = backend.float_tensor(RowSet::Tokens, hidden).unwrap();
+    TestStep::rows(input.len() / hidden).begin(backend, &[]);
+    backend.write(&mut from, input);
+    backend.route(&mut routing, &from, &experts);
+    backend.expert_feed_forward(&mut to, &from, &routing, &experts, Activation::GeluTanh);
+    let got = backend.read(&to);
+    backend.finish_step(&mut Vec::new()).unwrap();
+    got
+}
+
+/// Where the sums of experts have little room, segments go in ranges, with the same bits; all layers share it.
+#[test]
+fn ranges_of_segments_do_not_matter() {
+    let test = "ranges_of_segments_do_not_matter";
+    with_simulated_gpus(test, &[(4, "8.0")], || {
+        let device = CudaDevice::open(0).unwrap();
+        let (rows, hidden) = (50, CROWDED.hidden);
+        let limits = BackendLimits { max_tokens: rows, ..limits() };
+        let mut random = SplitMix(7);
+        let input: Vec<f32> = (0..rows * hidden).map(|_| random.uniform()).collect();
+        for work in [WorkType::Bf16, WorkType::F32] {
+            let mut first: Option<Vec<f32>> = None;
+            for at_once in [8, 4, 2, 1] {
+                let mut backend = CudaBackend::new(&device, work, limits).unwrap();
+                backend.set_expert_sums_bytes(at_once * rows * CROWDED.top_k * hidden * 4);
+                let got = crowded_rows(&mut backend, &input);
+                let want = first.get_or_insert_with(|| got.clone());
+                assert_eq!(got, *want, "{at_once} segments at once in {work:?}");
+                let before = backend.memory_bytes();
+                // Of fewer rows there are more segments at once.
+                let few = crowded_rows(&mut backend, &input[..13 * hidden]);
+                assert_eq!(few, want[..13 * hidden], "{at_once} segments, few rows, {work:?}");
+                // A second layer takes weights, tensors and choices only.
+                let weights = (8 * 3 * 64 + 8) * hidden * 4;
+                let others = rows * (2 * hidden * 4 + CROWDED.top_k * 8);
+                let more = (backend.memory_bytes() - before) as usize;
+                assert!(work == WorkType::Bf16 || more == weights + others, "{more} bytes more");
+            }
+        }
+    });
+}
+
+/// Who has too little memory hears what it was for.
+#[test]
+fn experts_that_do_not_fit_are_refused() {
+    let test = "experts_that_do_not_fit_are_refused";
+    with_simulated_gpus(test, &[(5, "9.0")], || {
+        let device = CudaDevice::open(0).unwrap();
+        let limits = BackendLimits { max_tokens: 1 << 18, ..limits() };
+        let mut backend = CudaBackend::new(&device, WorkType::Bf16, limits).unwrap();
+        let wide = ExpertsShape { hidden: 2048, ..CROWDED };
+        let ExpertsShape { num_experts, hidden, .. } = wide;
+        let data = random_matrix(num_experts, hidden);
+        let view = WeightView::whole("router", WeightKind::Bf16, num_experts, hidden, &data);
+        let error = backend.experts(&wide, &view).unwrap_err();
+        let is_of_sums = matches!(
+            &error,
+            BackendError::OutOfMemory { what, .. } if what == "sums of experts"
+        );
+        assert!(is_of_sums, "{error}");
     });
 }

@@ -19,6 +19,12 @@ use super::{CudaExperts, CudaRouting};
 const MAX_SEGMENTS: usize = 8;
 
 impl CudaBackend {
+    /// Changes how many bytes the sums of experts may take, for layers of experts that come later: 256 MiB
+    /// otherwise. With fewer, long prompts take more launches; no bit depends on it.
+    pub fn set_expert_sums_bytes(&mut self, bytes: usize) {
+        self.expert_space.sums_bytes = bytes;
+    }
+
     /// Memory for layers of this shape.
     pub(super) fn plan_experts(
         &mut self,

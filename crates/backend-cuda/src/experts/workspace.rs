@@ -10,18 +10,25 @@ use crate::driver::{Context, DeviceBuffer};
 use crate::kernels::launch::ExpertTiling;
 use crate::kernels::{ExpertTile, WorkType};
 
-/// Sums of experts that are kept apart until a row's are added up, in bytes: `[segments, assignments, hidden]`
-/// in float32. Where all segments of a step need more, down projections go over ranges of them; one segment
-/// is always there.
+/// Bytes of the sums of experts that are kept apart until a row's are added up, `[segments, assignments, hidden]`
+/// in float32, unless told otherwise. Where all segments of a step need more, down projections go over ranges
+/// of them; one segment is always there.
 const SUMS_BYTES: usize = 256 << 20;
 
 /// Rows of the smallest tile: with these a step has most of them.
 const LEAST_TILE_ROWS: u32 = 8;
 
 /// One buffer for each array.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ExpertWorkspace {
     buffers: [Option<DeviceBuffer>; Array::ALL.len()],
+    pub(super) sums_bytes: usize,
+}
+
+impl Default for ExpertWorkspace {
+    fn default() -> Self {
+        Self { buffers: Default::default(), sums_bytes: SUMS_BYTES }
+    }
 }
 
 /// What is kept, for as many rows as a step may have; an assignment is a row with one of its experts.
@@ -76,7 +83,7 @@ impl Array {
     fn bytes(
         self,
         shape: &ExpertsShape,
-        router_parts: usize,
+        (router_parts, sums_bytes): (usize, usize),
         limits: &BackendLimits,
         work: WorkType,
     ) -> usize {
@@ -84,7 +91,7 @@ impl Array {
         let rows = limits.max_tokens;
         let assignments = rows * top_k;
         let one_segment = assignments * hidden * 4;
-        let sums = (split.segments * one_segment).min(SUMS_BYTES.max(one_segment));
+        let sums = (split.segments * one_segment).min(sums_bytes.max(one_segment));
         match self {
             Self::Logits => rows * router_parts * num_experts * 4,
             Self::Rows | Self::Places => assignments * 4,
@@ -127,7 +134,7 @@ impl ExpertWorkspace {
         router_parts: usize,
     ) -> Result<(), BackendError> {
         for (array, buffer) in Array::ALL.into_iter().zip(&mut self.buffers) {
-            let bytes = array.bytes(shape, router_parts, limits, work);
+            let bytes = array.bytes(shape, (router_parts, self.sums_bytes), limits, work);
             if bytes == 0 || buffer.as_ref().is_some_and(|buffer| buffer.bytes() >= bytes) {
                 continue;
             }
@@ -178,7 +185,7 @@ mod tests {
         let bytes = |max_tokens, array: Array| {
             let limits =
                 BackendLimits { max_tokens, max_gathered: 1, max_chunks: 1, max_positions: 1 };
-            array.bytes(&shape, 1, &limits, WorkType::Bf16)
+            array.bytes(&shape, (1, SUMS_BYTES), &limits, WorkType::Bf16)
         };
         // 64 KiB of one row and segment: all, two and one segment at once.
         assert_eq!(bytes(64, Array::Sums), (64 * 8) << 16);

@@ -109,7 +109,7 @@ fn pack_part(
     match format {
         LinearFormat::Q8_0 => {
             part.weight = tiles.plane(Record::of_halves(1024), |rows, step, out| {
-                q8_0_step(rows, step, out, &mut [])
+                q8_0_step(rows, step, out, &mut []);
             });
             part.scales = tiles
                 .plane(Record::whole(64), |rows, step, out| q8_0_step(rows, step, &mut [], out));
@@ -117,7 +117,7 @@ fn pack_part(
         LinearFormat::Q4K => {
             part.first_sub_block = (first_column / SUB_BLOCK % 8) as u32;
             part.weight = tiles.plane(Record::of_halves(512), |rows, step, out| {
-                q4_k_step(rows, step, out, &mut [])
+                q4_k_step(rows, step, out, &mut []);
             });
             part.sub_scales = tiles
                 .plane(Record::whole(48), |rows, step, out| q4_k_step(rows, step, &mut [], out));
