@@ -9,8 +9,8 @@ use std::{env, fs};
 use oarlock_backend::conformance::{TestStep, Tolerances, limits, run_all};
 use oarlock_backend::quant::{SplitMix, random_row};
 use oarlock_backend::{
-    Activation, Backend, BackendError, BackendLimits, ExpertsShape, InnerSplit, RowSet, WeightKind,
-    WeightView,
+    Activation, Backend, BackendError, BackendLimits, ExpertsShape, InnerSplit, OracleBackend,
+    RowSet, WeightKind, WeightView,
 };
 use oarlock_backend_cuda::{CudaBackend, CudaDevice, HAS_KERNELS, WorkType};
 
@@ -81,23 +81,27 @@ const CROWDED: ExpertsShape = ExpertsShape {
     split: InnerSplit { segments: 8 },
 };
 
-fn random_matrix(rows: usize, columns: usize) -> Vec<u8> {
-    (0..rows as u64).flat_map(|row| random_row(WeightKind::Bf16, columns, 0.1, row)).collect()
+fn random_matrix(kind: WeightKind, rows: usize, columns: usize) -> Vec<u8> {
+    (0..rows as u64).flat_map(|row| random_row(kind, columns, 0.1, row)).collect()
 }
 
-/// What some rows of [`CROWDED`]'s input give.
-fn crowded_rows(backend: &mut CudaBackend, input: &[f32]) -> Vec<f32> {
+/// What some rows of [`CROWDED`]'s input give. Gate and up are of two kinds, so that they are two launches.
+fn crowded_rows<B: Backend>(backend: &mut B, input: &[f32]) -> Vec<f32> {
+    const KINDS: [WeightKind; 4] =
+        [WeightKind::F32, WeightKind::Bf16, WeightKind::Q8_0, WeightKind::Bf16];
     let ExpertsShape { num_experts, hidden, feed_forward, .. } = CROWDED;
-    let view =
-        |rows, columns, data| WeightView::whole("experts", WeightKind::Bf16, rows, columns, data);
-    let [router, up, down] =
-        [(num_experts, hidden), (feed_forward, hidden), (hidden, feed_forward)]
-            .map(|(rows, columns)| random_matrix(rows, columns));
-    let mut experts = backend.experts(&CROWDED, &view(num_experts, hidden, &router)).unwrap();
+    let shapes = [
+        (num_experts, hidden),
+        (feed_forward, hidden),
+        (feed_forward, hidden),
+        (hidden, feed_forward),
+    ];
+    let data = [0, 1, 2, 3].map(|i| random_matrix(KINDS[i], shapes[i].0, shapes[i].1));
+    let [router, gate, up, down] = [0, 1, 2, 3]
+        .map(|i| WeightView::whole("experts", KINDS[i], shapes[i].0, shapes[i].1, &data[i]));
+    let mut experts = backend.experts(&CROWDED, &router).unwrap();
     for _ in 0..num_experts {
-        let up = view(feed_forward, hidden, &up);
-        let down = view(hidden, feed_forward, &down);
-        backend.pack_expert(&mut experts, &[up, up], &down).unwrap();
+        backend.pack_expert(&mut experts, &[gate, up], &down).unwrap();
     }
     let mut routing = backend.routing(&CROWDED).unwrap();
     let mut from = backend.tensor(RowSet::Tokens, hidden).unwrap();
@@ -111,6 +115,11 @@ fn crowded_rows(backend: &mut CudaBackend, input: &[f32]) -> Vec<f32> {
     got
 }
 
+fn relative_error(got: &[f32], want: &[f32]) -> f32 {
+    let error: f32 = got.iter().zip(want).map(|(got, want)| (got - want).powi(2)).sum();
+    (error / want.iter().map(|want| want * want).sum::<f32>()).sqrt()
+}
+
 /// Where the sums of experts have little room, segments go in ranges, with the same bits; all layers share it.
 #[test]
 fn ranges_of_segments_do_not_matter() {
@@ -120,7 +129,9 @@ fn ranges_of_segments_do_not_matter() {
         let (rows, hidden) = (50, CROWDED.hidden);
         let limits = BackendLimits { max_tokens: rows, ..limits() };
         let mut random = SplitMix(7);
-        let input: Vec<f32> = (0..rows * hidden).map(|_| random.uniform()).collect();
+        let input: Vec<f32> =
+            (0..rows * hidden).map(|_| half::bf16::from_f32(random.uniform()).to_f32()).collect();
+        let oracle = crowded_rows(&mut OracleBackend::new(limits), &input);
         for work in [WorkType::Bf16, WorkType::F32] {
             let mut first: Option<Vec<f32>> = None;
             for at_once in [8, 4, 2, 1] {
@@ -128,6 +139,8 @@ fn ranges_of_segments_do_not_matter() {
                 backend.set_expert_sums_bytes(at_once * rows * CROWDED.top_k * hidden * 4);
                 let got = crowded_rows(&mut backend, &input);
                 let want = first.get_or_insert_with(|| got.clone());
+                let most = if work == WorkType::Bf16 { 1e-2 } else { 1e-5 };
+                assert!(relative_error(&got, &oracle) < most, "near the oracle in {work:?}");
                 assert_eq!(got, *want, "{at_once} segments at once in {work:?}");
                 let before = backend.memory_bytes();
                 // Of fewer rows there are more segments at once.
@@ -153,7 +166,7 @@ fn experts_that_do_not_fit_are_refused() {
         let mut backend = CudaBackend::new(&device, WorkType::Bf16, limits).unwrap();
         let wide = ExpertsShape { hidden: 2048, ..CROWDED };
         let ExpertsShape { num_experts, hidden, .. } = wide;
-        let data = random_matrix(num_experts, hidden);
+        let data = random_matrix(WeightKind::Bf16, num_experts, hidden);
         let view = WeightView::whole("router", WeightKind::Bf16, num_experts, hidden, &data);
         let error = backend.experts(&wide, &view).unwrap_err();
         let is_of_sums = matches!(

@@ -116,10 +116,6 @@ impl ExpertLayer {
         Ok(())
     }
 
-    pub(super) fn formats(&self) -> impl Iterator<Item = LinearFormat> {
-        self.parts.iter().map(|part| part.format)
-    }
-
     pub(super) fn segments(&self) -> usize {
         self.segments
     }

@@ -29,6 +29,8 @@ pub struct CudaExperts {
     router_parts: usize,
     /// Gate and up of all experts, and down; none as yet.
     layers: Option<[ExpertLayer; 2]>,
+    /// Of all parts of both.
+    formats: Vec<LinearFormat>,
 }
 
 /// Which experts each row of the step takes, with which weights: `[rows, top_k]` of both.
@@ -55,7 +57,13 @@ impl CudaExperts {
         let view = WeightView::whole(router.name, WeightKind::F32, rows, router.columns, data);
         let packed = CudaWeight::pack(backend, &[view], InnerSplit::WHOLE)?;
         backend.plan_experts(shape, parts.count)?;
-        Ok(Self { checks, router: packed, router_parts: parts.count, layers: None })
+        Ok(Self {
+            checks,
+            router: packed,
+            router_parts: parts.count,
+            layers: None,
+            formats: Vec::new(),
+        })
     }
 
     /// Packs the next expert. The first one takes the memory of all: they have one size.
@@ -74,6 +82,8 @@ impl CudaExperts {
         ];
         if self.layers.is_none() {
             let [gate_up, down] = &packed;
+            let parts = gate_up.0.parts.iter().chain(&down.0.parts);
+            self.formats = parts.map(|part| part.format).collect();
             self.layers = Some([
                 ExpertLayer::new(backend, &gate_up.0, num_experts, gate_up.1)?,
                 ExpertLayer::new(backend, &down.0, num_experts, down.1)?,
@@ -94,11 +104,6 @@ impl CudaExperts {
         let is_whole = self.checks.count() == self.shape().num_experts;
         let layers = self.layers.as_ref().filter(|_| is_whole);
         layers.unwrap_or_else(|| panic!("{} experts were packed", self.checks.count()))
-    }
-
-    /// Of all the layer's parts.
-    fn formats(&self) -> Vec<LinearFormat> {
-        self.layers().iter().flat_map(ExpertLayer::formats).collect()
     }
 }
 

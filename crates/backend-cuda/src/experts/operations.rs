@@ -105,7 +105,7 @@ impl CudaBackend {
         assert_eq!((input.rows, routing.top_k), (RowSet::Tokens, shape.top_k), "choices of tokens");
         let rows = self.rows(RowSet::Tokens);
         let counts = (shape.top_k as u32, shape.num_experts as u32);
-        let tiling = ExpertTiling::choose(self.device.shape(), &experts.formats(), rows, counts);
+        let tiling = ExpertTiling::choose(self.device.shape(), &experts.formats, rows, counts);
         self.list_rows(routing, &shape, tiling);
         self.gate_up(input, experts, activation, tiling);
         self.down(out, routing, experts, tiling);
