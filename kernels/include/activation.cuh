@@ -1,4 +1,4 @@
-// Gated activations (eight values per thread) and the soft cap of logits (four).
+// Gated activations (eight values per thread), the soft cap of logits and biases (four).
 #pragma once
 
 #include "numbers.cuh"
@@ -61,6 +61,24 @@ __device__ __forceinline__ void soft_cap(const SoftCapParams &p) {
     }
     for (uint32_t i = first; i < min(first + 4, p.width); i++) {
         values[i] = capped(values[i], p.cap);
+    }
+}
+
+__device__ __forceinline__ void add_bias(const AddBiasParams &p) {
+    const uint32_t first = 4 * (blockIdx.y * blockDim.x + threadIdx.x);
+    if (blockIdx.x >= *p.num_rows || first >= p.width) return;
+    float *values = p.values + static_cast<size_t>(blockIdx.x) * p.width;
+    if (rows_of_4(p.values, p.width) && rows_of_4(p.bias, p.width)) {
+        float four[4], bias[4];
+        load_4(four, values + first);
+        load_4(bias, p.bias + first);
+#pragma unroll
+        for (int i = 0; i < 4; i++) four[i] += bias[i];
+        store_4(values + first, four);
+        return;
+    }
+    for (uint32_t i = first; i < min(first + 4, p.width); i++) {
+        values[i] += p.bias[i];
     }
 }
 

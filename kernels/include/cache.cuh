@@ -61,6 +61,21 @@ __device__ __forceinline__ void rotate_pairs(T *head, T *copy, uint32_t pair, ui
     }
 }
 
+// Copies the elements from `first` on of each key (value) head of one token, 16 bytes at a time, from `heads`
+// [num_kv_heads, head_dim] to where the cache has them, `to` being the place of the first head.
+template <typename T>
+__device__ __forceinline__ void copy_heads(T *to, const T *heads, uint32_t first,
+                                           const RotaryKvWriteParams &p) {
+    constexpr uint32_t CHUNK = 16 / sizeof(T);
+    const uint32_t chunks = (p.head_dim - first) / CHUNK;
+    for (uint32_t i = threadIdx.x; i < p.num_kv_heads * chunks; i += blockDim.x) {
+        const uint32_t head = i / chunks, at = first + i % chunks * CHUNK;
+        const size_t page = static_cast<size_t>(head) * 2 * BLOCK_TOKENS * p.head_dim;
+        *reinterpret_cast<uint4 *>(to + page + at) =
+            *reinterpret_cast<const uint4 *>(heads + head * p.head_dim + at);
+    }
+}
+
 // One block of threads per row.
 template <typename T>
 __device__ __forceinline__ void rotary_kv_write(const RotaryKvWriteParams &p) {
@@ -68,13 +83,13 @@ __device__ __forceinline__ void rotary_kv_write(const RotaryKvWriteParams &p) {
     if (row >= *p.num_rows) return;
     const uint32_t position = p.positions[row];
     const uint32_t block = p.tables[p.first_table_entry[row] + position / BLOCK_TOKENS];
-    const uint32_t half = p.head_dim / 2;
+    const uint32_t half = p.half;
     const size_t row_width = static_cast<size_t>(p.num_heads + 2 * p.num_kv_heads) * p.head_dim;
     T *qkv = static_cast<T *>(p.qkv) + row * row_width;
     T *cache = static_cast<T *>(p.cache);
     const float *cosines = p.cosines + static_cast<size_t>(position) * half;
     const float *sines = p.sines + static_cast<size_t>(position) * half;
-    const uint32_t per_head = half / 4;  // head_dim is a multiple of 16
+    const uint32_t per_head = half / 4;
     const uint32_t rotated = (p.num_heads + p.num_kv_heads) * per_head;
     for (uint32_t i = threadIdx.x; i < rotated; i += blockDim.x) {
         const uint32_t head = i / per_head;
@@ -86,15 +101,12 @@ __device__ __forceinline__ void rotary_kv_write(const RotaryKvWriteParams &p) {
         rotate_pairs(qkv + head * p.head_dim, keys, i % per_head * 4, half, cosines, sines,
                      p.interleaved != 0);
     }
-    constexpr uint32_t CHUNK = 16 / sizeof(T);
-    const uint32_t chunks = p.head_dim / CHUNK;
-    const T *values = qkv + static_cast<size_t>(p.num_heads + p.num_kv_heads) * p.head_dim;
-    for (uint32_t i = threadIdx.x; i < p.num_kv_heads * chunks; i += blockDim.x) {
-        const uint32_t head = i / chunks;
-        T *to = cache + cache_offset(block, position, head, p.num_kv_heads, p.head_dim) +
-                BLOCK_TOKENS * p.head_dim + i % chunks * CHUNK;
-        *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(values + i * CHUNK);
-    }
+    // What is not rotated. head_dim is a multiple of 16, 2 half one of 8: whole chunks of 16 bytes.
+    const T *keys = qkv + static_cast<size_t>(p.num_heads) * p.head_dim;
+    const T *values = keys + static_cast<size_t>(p.num_kv_heads) * p.head_dim;
+    T *page = cache + cache_offset(block, position, 0, p.num_kv_heads, p.head_dim);
+    copy_heads(page, keys, 2 * half, p);
+    copy_heads(page + BLOCK_TOKENS * p.head_dim, values, 0, p);
 }
 
 // Block y copies pair x of one layer.

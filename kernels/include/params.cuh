@@ -18,6 +18,9 @@ constexpr uint32_t TILE_PAIRS = 16;
 constexpr uint32_t SEGMENT_LOGITS = 1024;
 // Columns of one step of the bfloat16 linear kernels; every segment is padded to whole steps.
 constexpr uint32_t STEP_COLUMNS = 64;
+// Experts of a layer, and of one row, at most.
+constexpr uint32_t MAX_EXPERTS = 1024;
+constexpr uint32_t MAX_TOP_K = 32;
 // Outputs of one tile of packed weights.
 constexpr uint32_t TILE_OUTPUTS = 16;
 
@@ -77,11 +80,81 @@ struct LinearParams {
     uint32_t out_stride;       // values from one row of out to the next; 0: outputs
 };
 
+// What `route_f32` takes the experts of rows from: a router's logits come in parts that add up.
+struct RouteParams {
+    uint32_t *experts;         // [rows, top_k]: the chosen ones, ascending
+    float *weights;            // [rows, top_k]: theirs
+    const float *logits;       // [rows, parts, num_experts]
+    const uint32_t *num_rows;  // [1]
+    uint32_t parts;            // 1, 2 or 3
+    uint32_t num_experts;      // at most 1,024
+    uint32_t top_k;            // at most 32
+    uint32_t normalize;        // 0: weights are a softmax over all experts; 1: over the chosen ones
+};
+
+// Rows of one expert that a block of threads multiplies: assignments first..first + count of the list.
+struct ExpertTile {
+    uint32_t expert;
+    uint32_t first;
+    uint32_t count;    // at most the plan's tile_rows; 0: nothing to do
+    uint32_t padding;
+};
+
+// An assignment is a row with one of its experts; the list has them by expert, then by row.
+struct ExpertPlanParams {
+    uint32_t *rows;            // [assignments]: the row of each
+    uint32_t *places;          // [rows, top_k]: where in the list a row's choices are
+    ExpertTile *tiles;         // [counts[1]], in order of experts
+    uint32_t *counts;          // [2]: assignments, tiles
+    const uint32_t *experts;   // [rows, top_k], of `route_f32`
+    const uint32_t *num_rows;  // [1]
+    uint32_t num_experts;
+    uint32_t top_k;
+    uint32_t tile_rows;
+    uint32_t padding;
+};
+
+struct ExpertLinearParams {
+    LinearParams linear;        // of expert 0, one row for each assignment; num_rows and bias are not read
+    const uint32_t *rows;       // [assignments]: rows of the input; null: assignments are
+    const ExpertTile *tiles;    // [num_tiles]
+    const uint32_t *num_tiles;  // [1]
+    uint64_t weight_bytes;      // from one expert to the next
+    uint64_t scale_bytes;
+    uint64_t sub_scale_bytes;
+    uint64_t segment_values;    // from one segment's sums in linear.out to the next's
+    uint32_t first_segment;     // segments first_segment..end_segment are summed, each from zero
+    uint32_t end_segment;
+};
+
+struct ExpertCombineParams {
+    float *out;                // [rows, hidden]
+    float *pending;            // [levels, level_values]; null where there is one range
+    const float *sums;         // [segments of the range, segment_values]: [assignments, hidden] each
+    const uint32_t *places;    // [rows, top_k]: assignments
+    const float *weights;      // [rows, top_k]
+    const uint32_t *num_rows;  // [1]
+    uint64_t segment_values;
+    uint64_t level_values;
+    uint32_t hidden;
+    uint32_t top_k;            // at most 32
+    uint32_t range;            // which of the equal ranges of segments, one after the other
+    uint32_t ranges;           // 1, 2, 4 or 8
+};
+
 struct SoftCapParams {
     float *values;             // [rows, width]
     const uint32_t *num_rows;  // [1]
     uint32_t width;
     float cap;
+};
+
+struct AddBiasParams {
+    float *values;             // [rows, width]
+    const float *bias;         // [width]
+    const uint32_t *num_rows;  // [1]
+    uint32_t width;
+    uint32_t padding;
 };
 
 struct GatherParams {
@@ -96,8 +169,8 @@ struct GatherParams {
 struct RotaryKvWriteParams {
     void *qkv;                           // [rows, (num_heads + 2 num_kv_heads) head_dim] of T
     void *cache;                         // [blocks, num_kv_heads, 2, 16, head_dim] of T: one layer
-    const float *cosines;                // [positions, head_dim / 2]
-    const float *sines;                  // [positions, head_dim / 2]
+    const float *cosines;                // [positions, half]
+    const float *sines;                  // [positions, half]
     const uint32_t *positions;           // [rows]
     const uint32_t *first_table_entry;   // [rows]: where the row's block table starts in `tables`
     const uint32_t *tables;              // block tables, one after the other
@@ -105,7 +178,9 @@ struct RotaryKvWriteParams {
     uint32_t num_heads;
     uint32_t num_kv_heads;
     uint32_t head_dim;
-    uint32_t interleaved;                // 0: i with i + head_dim / 2; 1: 2 i with 2 i + 1
+    uint32_t half;                       // pairs, a multiple of 4: a head's first 2 half elements
+    uint32_t interleaved;                // 0: i with i + half; 1: 2 i with 2 i + 1
+    uint32_t padding;
 };
 
 struct GatedActivationParams {
@@ -241,9 +316,15 @@ static_assert(sizeof(AddRmsNormParams) == 48, "");
 static_assert(sizeof(RmsNormParams) == 32, "");
 static_assert(sizeof(HeadRmsNormParams) == 48, "");
 static_assert(sizeof(LinearParams) == 80, "");
+static_assert(sizeof(RouteParams) == 48, "");
+static_assert(sizeof(ExpertTile) == 16, "");
+static_assert(sizeof(ExpertPlanParams) == 64, "");
+static_assert(sizeof(ExpertLinearParams) == 144, "");
+static_assert(sizeof(ExpertCombineParams) == 80, "");
 static_assert(sizeof(SoftCapParams) == 24, "");
+static_assert(sizeof(AddBiasParams) == 32, "");
 static_assert(sizeof(GatherParams) == 40, "");
-static_assert(sizeof(RotaryKvWriteParams) == 80, "");
+static_assert(sizeof(RotaryKvWriteParams) == 88, "");
 static_assert(sizeof(GatedActivationParams) == 32, "");
 static_assert(sizeof(AttentionItem) == 32, "");
 static_assert(sizeof(AttentionJoin) == 32, "");

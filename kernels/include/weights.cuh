@@ -18,31 +18,35 @@ struct PairPlace {
     uint32_t step;     // the pair's first; the second may be one too many
 };
 
-// Walks a plane that has RECORD bytes for each [tile][segment][step], a pair of steps at a time. The
-// block's THREADS threads copy TILES tiles; a thread's chunks keep their places in the pair, so that
-// all it has is one address.
-template <uint32_t RECORD, uint32_t TILES, uint32_t THREADS>
+// Walks a plane that has RECORD bytes for each [tile][segment][step], a pair of steps at a time; if IS_CUT, a
+// segment's last step has half of them where its second half (32 columns) would be padding. The block's
+// THREADS threads copy TILES tiles; a thread's chunks keep their places in the pair, so that all it has is
+// one address.
+template <uint32_t RECORD, bool IS_CUT, uint32_t TILES, uint32_t THREADS>
 struct PlaneCursor {
     static constexpr uint32_t CHUNKS = 2 * RECORD / 16;  // of a tile's pair
     static constexpr uint32_t PASSES = (TILES * CHUNKS + THREADS - 1) / THREADS;
     static_assert(PASSES == 1 || THREADS % CHUNKS == 0 || CHUNKS % THREADS == 0,
                   "a thread's chunks differ by constants");
 
-    const char *from;     // this thread's first chunk
-    size_t tile_bytes;    // from one tile to the next
-    uint32_t tiles_left;  // that exist, from the block's first on
+    const char *from;        // this thread's first chunk
+    size_t tile_bytes;       // from one tile to the next
+    uint32_t segment_bytes;  // of one tile
+    uint32_t tiles_left;     // that exist, from the block's first on
 
     // `thread`: this thread's number among those that copy; may be too large to have work.
     __device__ __forceinline__ PlaneCursor(const LinearParams &p, const void *plane, uint32_t steps,
                                            uint32_t first_tile, uint32_t thread) {
         const uint32_t tiles = (p.outputs + TILE_OUTPUTS - 1) / TILE_OUTPUTS;
-        tile_bytes = static_cast<size_t>(p.segments) * steps * RECORD;
+        const uint32_t padding = steps * STEP_COLUMNS - p.columns / p.segments;
+        segment_bytes = steps * RECORD - (IS_CUT && padding >= STEP_COLUMNS / 2 ? RECORD / 2 : 0);
+        tile_bytes = static_cast<size_t>(p.segments) * segment_bytes;
         tiles_left = tiles > first_tile ? tiles - first_tile : 0;
         from = static_cast<const char *>(plane) + (first_tile + thread / CHUNKS) * tile_bytes +
                thread % CHUNKS * 16;
     }
 
-    // Starts copying; a tile's records lie at `to` + tile * stride.
+    // Starts copying, zeros where nothing is stored; a tile's records lie at `to` + tile * stride.
     __device__ __forceinline__ void load(char *to, uint32_t stride, const void *plane,
                                          uint32_t thread, const PairPlace &at) const {
 #pragma unroll
@@ -53,17 +57,23 @@ struct PlaneCursor {
             const uint32_t tiles_on = pass * THREADS / CHUNKS;
             const uint32_t chunk = thread % CHUNKS + pass * THREADS % CHUNKS;
             const uint32_t tile = thread / CHUNKS + tiles_on;
-            const bool is_there = tile < tiles_left && at.step + chunk / (RECORD / 16) < at.steps;
+            const bool is_there = tile < tiles_left && at.step * RECORD + chunk * 16 < segment_bytes;
             const char *source = from + tiles_on * tile_bytes + pass * THREADS % CHUNKS * 16;
             copy_async_16(to + tile * stride + chunk * 16,
                           is_there ? source : static_cast<const char *>(plane), is_there);
         }
     }
 
-    // To the next pair; after a segment's last one, which may be half a pair, to the next segment.
+    // Over whole segments.
+    __device__ __forceinline__ void skip(uint32_t segments) {
+        from += static_cast<size_t>(segments) * segment_bytes;
+    }
+
+    // To the next pair; after a segment's last one, of which not all may be stored, to the next segment.
     __device__ __forceinline__ void advance(const PairPlace &at) {
+        const uint32_t end = (at.step + 2) * RECORD;
         from += 2 * RECORD;
-        if (at.step + 1 == at.steps) from -= RECORD;
+        if (end > segment_bytes) from -= end - segment_bytes;
     }
 };
 
@@ -82,7 +92,7 @@ struct Bf16Weights {
 
     template <uint32_t TILES, uint32_t THREADS>
     struct Cursor {
-        PlaneCursor<STEP_BYTES, TILES, THREADS> weights;
+        PlaneCursor<STEP_BYTES, true, TILES, THREADS> weights;
 
         __device__ __forceinline__ Cursor(const LinearParams &p, uint32_t steps, uint32_t first_tile)
             : weights(p, p.weight, steps, first_tile, threadIdx.x) {}
@@ -92,6 +102,7 @@ struct Bf16Weights {
             weights.load(to, PAIR_BYTES, p.weight, threadIdx.x, at);
         }
 
+        __device__ __forceinline__ void skip(uint32_t segments) { weights.skip(segments); }
         __device__ __forceinline__ void advance(const PairPlace &at) { weights.advance(at); }
     };
 
@@ -127,8 +138,8 @@ struct Q80Weights {
 
     template <uint32_t TILES, uint32_t THREADS>
     struct Cursor {
-        PlaneCursor<QUANT_BYTES, TILES, THREADS> quants;
-        PlaneCursor<SCALE_BYTES, TILES, THREADS> scales;
+        PlaneCursor<QUANT_BYTES, true, TILES, THREADS> quants;
+        PlaneCursor<SCALE_BYTES, false, TILES, THREADS> scales;
 
         __device__ __forceinline__ Cursor(const LinearParams &p, uint32_t steps, uint32_t first_tile)
             : quants(p, p.weight, steps, first_tile, threadIdx.x),
@@ -138,6 +149,11 @@ struct Q80Weights {
                                              const PairPlace &at) const {
             quants.load(to, PAIR_BYTES, p.weight, threadIdx.x, at);
             scales.load(to + 2 * QUANT_BYTES, PAIR_BYTES, p.scales, threadIdx.x, at);
+        }
+
+        __device__ __forceinline__ void skip(uint32_t segments) {
+            quants.skip(segments);
+            scales.skip(segments);
         }
 
         __device__ __forceinline__ void advance(const PairPlace &at) {
@@ -205,8 +221,8 @@ struct Q4KWeights {
         // Sub-scales and super-blocks are copied by different warps.
         static constexpr uint32_t FIRST_THREAD = THREADS - TILES * CHUNKS;
 
-        PlaneCursor<QUANT_BYTES, TILES, THREADS> quants;
-        PlaneCursor<SUB_SCALE_BYTES, TILES, THREADS> sub_scales;
+        PlaneCursor<QUANT_BYTES, true, TILES, THREADS> quants;
+        PlaneCursor<SUB_SCALE_BYTES, false, TILES, THREADS> sub_scales;
         size_t super_at;          // bytes, of this thread's chunk for super-block 0
         uint32_t segment_blocks;  // sub-blocks of one segment
 
@@ -235,6 +251,11 @@ struct Q4KWeights {
             copy_async_16(to + 2 * (QUANT_BYTES + SUB_SCALE_BYTES) + tile * PAIR_BYTES +
                               i % CHUNKS * 16,
                           is_there ? plane + super_at + first / 8 * SUPER_BYTES : plane, is_there);
+        }
+
+        __device__ __forceinline__ void skip(uint32_t segments) {
+            quants.skip(segments);
+            sub_scales.skip(segments);
         }
 
         __device__ __forceinline__ void advance(const PairPlace &at) {
@@ -274,14 +295,14 @@ struct Q4KWeights {
     static __device__ __forceinline__ void unpack(uint32_t (&a)[2][4], const char *pair,
                                                   uint32_t chain, int half, uint32_t lane,
                                                   const Scales &scales) {
-        const uint4 four =
-            *reinterpret_cast<const uint4 *>(pair + chain * QUANT_BYTES + lane * 16);
-        const uint32_t words[2][2] = {{four.x, four.y}, {four.z, four.w}};  // [half][output]
+        const uint2 both = *reinterpret_cast<const uint2 *>(pair + chain * QUANT_BYTES +
+                                                            half * (QUANT_BYTES / 2) + lane * 8);
+        const uint32_t words[2] = {both.x, both.y};  // [output]
 #pragma unroll
         for (int i = 0; i < 2; i++) {
 #pragma unroll
             for (int output = 0; output < 2; output++) {
-                const uint32_t bytes = words[half][output] >> (4 * i) & 0x0f0f0f0fu;
+                const uint32_t bytes = words[output] >> (4 * i) & 0x0f0f0f0fu;
                 float w[4];
 #pragma unroll
                 for (int j = 0; j < 4; j++) {

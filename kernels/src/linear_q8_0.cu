@@ -1,4 +1,5 @@
-// Entries of linear layers with packed weights of this kind.
+// Entries of linear layers, and of those of experts, with packed weights of this kind.
+#include "experts.cuh"
 #include "linear.cuh"
 
 using namespace oarlock;
@@ -10,3 +11,10 @@ using namespace oarlock;
 ENTRY(linear_q8_0_bf16_n8, LinearN8, 4)
 ENTRY(linear_q8_0_bf16_n32, LinearN32, 4)
 ENTRY(linear_q8_0_bf16_n64, LinearN64, 1)
+
+#define EXPERTS(name, Tile, blocks) \
+    extern "C" __global__ void __launch_bounds__(Tile::THREADS, blocks) name(const __grid_constant__ ExpertLinearParams p) { experts<Q80Weights, Tile>(p); }
+
+EXPERTS(experts_q8_0_bf16_n8, LinearN8, 4)
+EXPERTS(experts_q8_0_bf16_n32, LinearN32, 3)
+EXPERTS(experts_q8_0_bf16_n64, LinearN64, 1)

@@ -4,13 +4,14 @@
 //! `cargo run --release -p oarlock-backend-cuda --example device_speed`
 #![expect(clippy::print_stdout, reason = "the table is what it is for")]
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use oarlock_backend::conformance::{Sequence, TestStep};
-use oarlock_backend::quant::random_row;
+use oarlock_backend::quant::{SplitMix, random_row};
 use oarlock_backend::{
-    AttentionParams, Backend, BackendLimits, InnerSplit, KvCacheShape, RotaryStyle, RowSet,
-    WeightKind, WeightView,
+    Activation, AttentionParams, Backend, BackendLimits, ExpertsShape, InnerSplit, KvCacheShape,
+    RotaryStyle, RowSet, WeightKind, WeightView,
 };
 use oarlock_backend_cuda::{CudaBackend, CudaDevice, WorkType};
 
@@ -32,6 +33,11 @@ fn main() -> anyhow::Result<()> {
     {
         for rows in [1, 8, 64, 512, 4096] {
             linear(&device, name, kind, rows)?;
+        }
+    }
+    for (name, kind) in [("bfloat16", WeightKind::Bf16), ("Q4_K", WeightKind::Q4K)] {
+        for rows in [1, 8, 64, 512, 4096] {
+            experts(&device, name, kind, rows)?;
         }
     }
     for sequences in [1, 8, 64] {
@@ -81,6 +87,51 @@ fn linear(device: &CudaDevice, name: &str, kind: WeightKind, rows: usize) -> any
     let bytes = data.len() + 2 * rows * WIDTH * 2;
     let operations = 2.0 * (rows * WIDTH * WIDTH) as f64;
     row(&format!("linear {WIDTH} x {WIDTH}, {name}"), rows, seconds, bytes as f64, operations);
+    Ok(())
+}
+
+/// A layer of experts, its router and all, as a model of 30 billion parameters has it. `GB/s` counts the
+/// weights of the experts that rows take.
+fn experts(device: &CudaDevice, name: &str, kind: WeightKind, rows: usize) -> anyhow::Result<()> {
+    let (num_experts, top_k, hidden, feed_forward) = (128, 8, 2048, 768);
+    let shape = ExpertsShape {
+        num_experts,
+        top_k,
+        normalize: true,
+        hidden,
+        feed_forward,
+        split: InnerSplit { segments: 8 },
+    };
+    let matrix = |kind, rows: usize, columns| -> Vec<u8> {
+        (0..rows as u64).flat_map(|row| random_row(kind, columns, 0.05, row)).collect()
+    };
+    let router = matrix(WeightKind::Bf16, num_experts, hidden);
+    let (up, down) = (matrix(kind, feed_forward, hidden), matrix(kind, hidden, feed_forward));
+    let mut backend = CudaBackend::new(device, WorkType::Bf16, limits(rows, 1))?;
+    let view = WeightView::whole("router", WeightKind::Bf16, num_experts, hidden, &router);
+    let mut layer = backend.experts(&shape, &view)?;
+    let one = 2 * up.len() + down.len();
+    let up = WeightView::whole("up", kind, feed_forward, hidden, &up);
+    let down = WeightView::whole("down", kind, hidden, feed_forward, &down);
+    for _ in 0..num_experts {
+        backend.pack_expert(&mut layer, &[up, up], &down)?;
+    }
+    let mut routing = backend.routing(&shape)?;
+    let mut input = backend.tensor(RowSet::Tokens, hidden)?;
+    let mut out = backend.float_tensor(RowSet::Tokens, hidden)?;
+    TestStep::rows(rows).begin(&mut backend, &[]);
+    let mut random = SplitMix(1);
+    let values: Vec<f32> = (0..rows * hidden).map(|_| random.uniform()).collect();
+    backend.write(&mut input, &values);
+    let seconds = time(&mut backend, |backend, _| {
+        backend.route(&mut routing, &input, &layer);
+        backend.expert_feed_forward(&mut out, &input, &routing, &layer, Activation::Silu);
+    })?;
+    let choices = backend.read_routing(&routing);
+    let taken: BTreeSet<u32> = choices.iter().map(|choice| choice.0).collect();
+    let bytes = (one * taken.len() + router.len() + rows * hidden * 6) as f64;
+    let operations = 6.0 * (rows * top_k * hidden * feed_forward) as f64;
+    row(&format!("{top_k} of {num_experts} experts, {name}"), rows, seconds, bytes, operations);
     Ok(())
 }
 

@@ -75,6 +75,11 @@ fn launches() -> Vec<Launch> {
     let mut all = vec![
         launch::rms_norm(1, 4096),
         launch::soft_cap(1, 4096),
+        launch::add_bias(1, 4096),
+        launch::route(1),
+        launch::expert_plan(1, 128),
+        launch::experts(LinearFormat::F32, 32, 1, 4096),
+        launch::expert_combine(1, 4096, 8),
         launch::copy_blocks(1, 1),
         launch::logit_stats(1, 1 << 17),
         launch::sample(1),
@@ -95,6 +100,7 @@ fn launches() -> Vec<Launch> {
     all.extend([64, 128, 256].map(|width| launch::attention_wide(1, 8, width)));
     for format in [LinearFormat::Bf16, LinearFormat::Q8_0, LinearFormat::Q4K] {
         all.extend([8, 32, 128].map(|rows| launch::linear(format, rows, 4096, 1)));
+        all.extend([8, 32, 64].map(|rows| launch::experts(format, rows, 1, 4096)));
     }
     all
 }

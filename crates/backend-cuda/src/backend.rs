@@ -9,7 +9,8 @@ use oarlock_backend::{
 
 use crate::attention::{Addresses, Plans};
 use crate::device::CudaDevice;
-use crate::driver::{CudaError, DeviceBuffer, Event, Stream};
+use crate::driver::{CudaError, DeviceBuffer, Event, PinnedBuffer, Stream};
+use crate::experts::ExpertWorkspace;
 use crate::kernels::{Launch, LogitStatsParams, SampleParams, SegmentStats, WorkType, launch};
 use crate::sampling::Sampling;
 use crate::step::StepWords;
@@ -37,6 +38,8 @@ pub struct CudaBackend {
     sampling: Sampling,
     /// Statistics of a tile's logits; as wide as the widest tensor of gathered rows.
     stats: Option<DeviceBuffer>,
+    /// What layers of experts share.
+    pub(crate) expert_space: ExpertWorkspace,
     pub(crate) tile: Range<usize>,
     pub(crate) uploader: Uploader,
     progress: Option<Progress>,
@@ -67,6 +70,7 @@ impl CudaBackend {
             plans: Plans::default(),
             sampling,
             stats: None,
+            expert_space: ExpertWorkspace::default(),
             tile: 0..0,
             uploader: Uploader::new(context)?,
             progress: None,
@@ -201,6 +205,34 @@ impl CudaBackend {
             progress.advance();
         }
         Ok(buffer)
+    }
+
+    /// Sends bytes to a buffer that is there, from `offset` on.
+    pub(crate) fn upload_at(
+        &mut self,
+        what: &str,
+        buffer: &DeviceBuffer,
+        offset: usize,
+        bytes: &[u8],
+    ) -> Result<(), BackendError> {
+        let sent = self.uploader.write(&self.stream, buffer, offset, bytes);
+        sent.map_err(|error| backend_error(&error, what, bytes.len()))?;
+        if let Some(progress) = &self.progress {
+            progress.advance();
+        }
+        Ok(())
+    }
+
+    /// Waits, then reads the first values of a buffer.
+    pub(crate) fn download<T: bytemuck::Pod>(
+        &mut self,
+        buffer: &DeviceBuffer,
+        count: usize,
+    ) -> Result<Vec<T>, CudaError> {
+        let mut host = PinnedBuffer::<T>::new(&self.device.context, count)?;
+        self.stream.download(&mut host, 0..count, buffer, 0)?;
+        self.stream.synchronize()?;
+        Ok(host.to_vec())
     }
 
     /// Memory for attention of this shape.

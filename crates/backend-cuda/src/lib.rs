@@ -15,6 +15,7 @@ mod device;
     reason = "the driver's C interface: handles and addresses that it gave, each block says why it holds"
 )]
 mod driver;
+mod experts;
 pub mod kernels;
 mod operations;
 pub mod pack;
@@ -27,6 +28,7 @@ mod weight;
 pub use backend::CudaBackend;
 pub use device::CudaDevice;
 pub use driver::{CudaError, DeviceInfo, check_device, device_count};
+pub use experts::{CudaExperts, CudaRouting};
 pub use kernels::{HAS_KERNELS, WorkType};
 pub use tensor::{CudaKvCache, CudaRotary, CudaTable, CudaTensor, CudaVector};
 pub use weight::CudaWeight;

@@ -4,21 +4,22 @@ use std::ops::Range;
 
 use oarlock_backend::oracle::rotary_tables;
 use oarlock_backend::{
-    Activation, AttentionParams, Backend, BackendError, BackendLimits, InnerSplit, KvCacheShape,
-    RotaryStyle, RowResult, RowSet, StepInput, WeightView,
+    Activation, AttentionParams, Backend, BackendError, BackendLimits, ExpertsShape, InnerSplit,
+    KvCacheShape, RotaryStyle, RowResult, RowSet, StepInput, WeightView,
 };
 
 use crate::backend::{CudaBackend, backend_error, check_width};
-use crate::driver::PinnedBuffer;
+use crate::experts::{CudaExperts, CudaRouting};
 use crate::kernels::{
-    AddRmsNormParams, CopyBlocksParams, EmbedParams, GatedActivationParams, GatherParams,
-    HeadRmsNormParams, RmsNormParams, RotaryKvWriteParams, SoftCapParams, WorkType, launch,
+    AddBiasParams, AddRmsNormParams, CopyBlocksParams, EmbedParams, GatedActivationParams,
+    GatherParams, HeadRmsNormParams, RmsNormParams, RotaryKvWriteParams, SoftCapParams, WorkType,
+    activation_number, launch,
 };
 use crate::pack::pack_table;
 use crate::tensor::{
     CudaKvCache, CudaRotary, CudaTable, CudaTensor, CudaVector, from_bytes, to_bytes,
 };
-use crate::weight::CudaWeight;
+use crate::weight::{CudaWeight, LinearAddresses};
 
 /// Memory that is left to the driver and to what grows on demand.
 const RESERVED_BYTES: u64 = 64 << 20;
@@ -30,6 +31,8 @@ impl Backend for CudaBackend {
     type Vector = CudaVector;
     type Rotary = CudaRotary;
     type KvCache = CudaKvCache;
+    type Experts = CudaExperts;
+    type Routing = CudaRouting;
 
     fn instruction_set(&self) -> String {
         let work = match self.work {
@@ -89,6 +92,11 @@ impl Backend for CudaBackend {
         scale: f32,
         style: RotaryStyle,
     ) -> Result<CudaRotary, BackendError> {
+        if !inverse_frequencies.len().is_multiple_of(4) {
+            let reason =
+                format!("{} rotated pairs of a head; 4 go together", inverse_frequencies.len());
+            return Err(BackendError::Device(reason));
+        }
         let (cos, sin) = rotary_tables(inverse_frequencies, scale, self.limits.max_positions);
         Ok(CudaRotary {
             style,
@@ -101,6 +109,27 @@ impl Backend for CudaBackend {
     fn prepare_attention(&mut self, params: &AttentionParams) -> Result<(), BackendError> {
         let outcome = self.plan_attention(params);
         outcome.map_err(|error| backend_error(&error, "attention's workspace", 0))
+    }
+
+    fn experts(
+        &mut self,
+        shape: &ExpertsShape,
+        router: &WeightView<'_>,
+    ) -> Result<CudaExperts, BackendError> {
+        CudaExperts::new(self, shape, router)
+    }
+
+    fn pack_expert(
+        &mut self,
+        experts: &mut CudaExperts,
+        gate_up: &[WeightView<'_>; 2],
+        down: &WeightView<'_>,
+    ) -> Result<(), BackendError> {
+        experts.push(self, gate_up, down)
+    }
+
+    fn routing(&mut self, shape: &ExpertsShape) -> Result<CudaRouting, BackendError> {
+        CudaRouting::new(self, shape)
     }
 
     fn kv_cache(&mut self, shape: KvCacheShape) -> Result<CudaKvCache, BackendError> {
@@ -224,11 +253,16 @@ impl Backend for CudaBackend {
         assert_eq!(input.element, self.work, "inputs in the working type");
         assert_eq!((input.width, out.width), (weight.columns, weight.outputs), "a layer's widths");
         assert!(bias.is_none_or(|bias| bias.len == weight.outputs), "bias of the layer");
-        let (rows, num_rows) = (self.rows(input.rows), self.num_rows(input.rows));
-        let bias = bias.map(|bias| bias.values.address());
+        let rows = self.rows(input.rows);
+        let at = LinearAddresses {
+            out: out.address(),
+            out_element: out.element,
+            input: input.address(),
+            bias: bias.map(|bias| bias.values.address()),
+            num_rows: self.num_rows(input.rows),
+        };
         for part in &weight.parts {
-            let shape = self.device.shape();
-            let (launch, params) = weight.launch(part, shape, (out, input), bias, (rows, num_rows));
+            let (launch, params) = weight.launch(part, self.device.shape(), rows, at);
             self.launch(&launch, &params);
         }
     }
@@ -242,7 +276,7 @@ impl Backend for CudaBackend {
         params: &AttentionParams,
     ) {
         assert_eq!(qkv.element, self.work, "qkv in the working type");
-        assert_eq!(2 * rotary.half, params.head_dim, "rotary covers whole heads");
+        assert!(2 * rotary.half <= params.head_dim, "no more than a head is rotated");
         let rows = self.rows(RowSet::Tokens);
         self.launch(
             &launch::rotary_kv_write(self.work, rows),
@@ -258,7 +292,9 @@ impl Backend for CudaBackend {
                 num_heads: params.num_heads as u32,
                 num_kv_heads: params.num_kv_heads as u32,
                 head_dim: params.head_dim as u32,
+                half: rotary.half as u32,
                 interleaved: (rotary.style == RotaryStyle::Interleaved).into(),
+                padding: 0,
             },
         );
     }
@@ -292,10 +328,37 @@ impl Backend for CudaBackend {
                 gate_up: gate_up.address(),
                 num_rows: self.num_rows(gate_up.rows),
                 width,
-                activation: match activation {
-                    Activation::Silu => 0,
-                    Activation::GeluTanh => 1,
-                },
+                activation: activation_number(activation),
+            },
+        );
+    }
+
+    fn route(&mut self, routing: &mut CudaRouting, input: &CudaTensor, experts: &CudaExperts) {
+        self.enqueue_route(routing, input, experts);
+    }
+
+    fn expert_feed_forward(
+        &mut self,
+        out: &mut CudaTensor,
+        input: &CudaTensor,
+        routing: &CudaRouting,
+        experts: &CudaExperts,
+        activation: Activation,
+    ) {
+        self.enqueue_experts(out, input, routing, experts, activation);
+    }
+
+    fn add_bias(&mut self, values: &mut CudaTensor, bias: &CudaVector) {
+        assert!(values.element == WorkType::F32 && bias.len == values.width, "a float32 bias");
+        let (rows, width) = (self.rows(values.rows), values.width as u32);
+        self.launch(
+            &launch::add_bias(rows, width),
+            &AddBiasParams {
+                values: values.address(),
+                bias: bias.values.address(),
+                num_rows: self.num_rows(values.rows),
+                width,
+                padding: 0,
             },
         );
     }
@@ -368,25 +431,24 @@ impl Backend for CudaBackend {
     }
 
     fn read(&mut self, tensor: &CudaTensor) -> Vec<f32> {
-        let bytes = self.rows(tensor.rows) as usize * tensor.width * tensor.element.bytes();
-        let copied = PinnedBuffer::<u8>::new(&self.device.context, bytes).and_then(|mut host| {
-            self.stream.download(&mut host, 0..bytes, &tensor.values, 0)?;
-            self.stream.synchronize()?;
-            Ok(from_bytes(&host, tensor.element))
-        });
-        match copied {
-            Ok(values) => values,
+        let values = self.rows(tensor.rows) as usize * tensor.width;
+        match self.download::<u8>(&tensor.values, values * tensor.element.bytes()) {
+            Ok(bytes) => from_bytes(&bytes, tensor.element),
             Err(error) => {
                 self.note(Err(error));
-                vec![f32::NAN; bytes / tensor.element.bytes()]
+                vec![f32::NAN; values]
             }
         }
+    }
+
+    fn read_routing(&mut self, routing: &CudaRouting) -> Vec<(u32, f32)> {
+        self.download_routing(routing)
     }
 
     fn write(&mut self, tensor: &mut CudaTensor, values: &[f32]) {
         assert_eq!(values.len(), self.rows(tensor.rows) as usize * tensor.width, "the step's rows");
         let bytes = to_bytes(values, tensor.element);
-        let outcome = self.uploader.write(&self.stream, &tensor.values, &bytes);
+        let outcome = self.uploader.write(&self.stream, &tensor.values, 0, &bytes);
         self.note(outcome);
     }
 

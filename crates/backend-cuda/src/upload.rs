@@ -29,15 +29,16 @@ impl Uploader {
         bytes: &[u8],
     ) -> Result<DeviceBuffer, CudaError> {
         let buffer = DeviceBuffer::new(&self.context, bytes.len())?;
-        self.write(stream, &buffer, bytes)?;
+        self.write(stream, &buffer, 0, bytes)?;
         Ok(buffer)
     }
 
-    /// The same into a buffer that is there.
+    /// The same into a buffer that is there, from `offset` bytes on.
     pub(crate) fn write(
         &mut self,
         stream: &Stream,
         buffer: &DeviceBuffer,
+        offset: usize,
         bytes: &[u8],
     ) -> Result<(), CudaError> {
         for (index, chunk) in bytes.chunks(CHUNK).enumerate() {
@@ -45,7 +46,7 @@ impl Uploader {
             // What it held before may still be on its way. An event that was never recorded is done.
             event.synchronize()?;
             stage[..chunk.len()].copy_from_slice(chunk);
-            stream.upload(buffer, index * CHUNK, stage, 0..chunk.len())?;
+            stream.upload(buffer, offset + index * CHUNK, stage, 0..chunk.len())?;
             event.record(stream)?;
             self.next = 1 - self.next;
         }

@@ -7,7 +7,6 @@ use crate::driver::DeviceBuffer;
 use crate::kernels::LinearParams;
 use crate::kernels::launch::{self, DeviceShape, Launch, LinearFormat, WorkType};
 use crate::pack::{PackedPart, pack_linear};
-use crate::tensor::CudaTensor;
 
 /// A packed linear layer.
 #[derive(Debug)]
@@ -16,6 +15,20 @@ pub struct CudaWeight {
     pub(crate) outputs: usize,
     segments: usize,
     pub(crate) parts: Vec<Part>,
+}
+
+/// What a linear layer reads and writes on the device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LinearAddresses {
+    /// `[rows, outputs]` of `out_element`.
+    pub(crate) out: u64,
+    pub(crate) out_element: WorkType,
+    /// `[rows, columns]` in the working type.
+    pub(crate) input: u64,
+    /// `[outputs]`, float32.
+    pub(crate) bias: Option<u64>,
+    /// `[1]`.
+    pub(crate) num_rows: u64,
 }
 
 /// Outputs of one format: one launch.
@@ -48,31 +61,30 @@ impl CudaWeight {
         })
     }
 
-    /// The launch of one part over `rows` rows; `num_rows` is where the device finds their number.
+    /// The launch of one part over `rows` rows.
     pub(crate) fn launch(
         &self,
         part: &Part,
         device: DeviceShape,
-        (out, input): (&CudaTensor, &CudaTensor),
-        bias: Option<u64>,
-        (rows, num_rows): (u32, u64),
+        rows: u32,
+        at: LinearAddresses,
     ) -> (Launch, LinearParams) {
         let Part { format, first_output, outputs, first_sub_block, .. } = *part;
         let address =
             |buffer: &Option<DeviceBuffer>| buffer.as_ref().map_or(0, DeviceBuffer::address);
         let params = LinearParams {
-            out: out.address() + (first_output * out.element.bytes()) as u64,
-            input: input.address(),
+            out: at.out + (first_output * at.out_element.bytes()) as u64,
+            input: at.input,
             weight: part.weight.address(),
             scales: address(&part.scales),
             sub_scales: address(&part.sub_scales),
-            bias: bias.map_or(0, |bias| bias + first_output as u64 * 4),
-            num_rows,
+            bias: at.bias.map_or(0, |bias| bias + first_output as u64 * 4),
+            num_rows: at.num_rows,
             outputs: outputs as u32,
             columns: self.columns as u32,
             segments: self.segments as u32,
             first_sub_block,
-            out_is_float: (out.element == WorkType::F32).into(),
+            out_is_float: (at.out_element == WorkType::F32).into(),
             out_stride: self.outputs as u32,
         };
         let segments = self.segments as u32;

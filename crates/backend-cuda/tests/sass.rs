@@ -104,7 +104,7 @@ impl Function {
 }
 
 fn is_product(name: &str) -> bool {
-    (name.starts_with("linear_") || name.starts_with("attention_"))
+    ["linear_", "experts_", "attention_"].iter().any(|start| name.starts_with(start))
         && name.contains("bf16")
         && !name.contains("join")
 }
@@ -123,7 +123,7 @@ fn nothing_is_spilled_and_no_local_memory_is_used() {
 fn products_run_on_tensor_cores_and_load_16_bytes_at_once() {
     let Some(functions) = functions() else { return };
     let products: Vec<_> = functions.iter().filter(|f| is_product(&f.name)).collect();
-    assert!(!products.is_empty(), "linear layers and attention are there");
+    assert!(!products.is_empty(), "linear layers, experts and attention are there");
     for function in products {
         let name = format!("{} for {}", function.name, function.arch);
         let has = |lines: &[String], words: &[&str]| {

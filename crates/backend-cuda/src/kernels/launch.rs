@@ -3,6 +3,10 @@
 
 use super::params::TILE_OUTPUTS;
 
+mod experts;
+
+pub use experts::{ExpertTiling, expert_combine, expert_plan, experts, route};
+
 /// The type in which activations are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WorkType {
@@ -91,6 +95,12 @@ pub fn head_rms_norm(work: WorkType, rows: u32, num_heads: u32, num_kv_heads: u3
 #[must_use]
 pub fn soft_cap(rows: u32, width: u32) -> Launch {
     plain("soft_cap_f32", [rows, width.div_ceil(1024)], 256)
+}
+
+/// `add_bias_f32`.
+#[must_use]
+pub fn add_bias(rows: u32, width: u32) -> Launch {
+    plain("add_bias_f32", [rows, width.div_ceil(1024)], 256)
 }
 
 /// `gather_*`.
@@ -228,29 +238,40 @@ fn linear_tile(
     outputs: u32,
     segments: u32,
 ) -> Launch {
-    let (entries, pair_bytes) = match format {
+    let entries = match format {
         LinearFormat::Bf16 | LinearFormat::F32 => {
-            (["linear_bf16_n8", "linear_bf16_n32", "linear_bf16_n64"], 2 * 2048)
+            ["linear_bf16_n8", "linear_bf16_n32", "linear_bf16_n64"]
         }
-        LinearFormat::Q8_0 => (
-            ["linear_q8_0_bf16_n8", "linear_q8_0_bf16_n32", "linear_q8_0_bf16_n64"],
-            2 * (1024 + 64),
-        ),
-        LinearFormat::Q4K => (
-            ["linear_q4_k_bf16_n8", "linear_q4_k_bf16_n32", "linear_q4_k_bf16_n64"],
-            (2 * (512 + 48 + 64_u32)).next_multiple_of(128),
-        ),
+        LinearFormat::Q8_0 => {
+            ["linear_q8_0_bf16_n8", "linear_q8_0_bf16_n32", "linear_q8_0_bf16_n64"]
+        }
+        LinearFormat::Q4K => {
+            ["linear_q4_k_bf16_n8", "linear_q4_k_bf16_n32", "linear_q4_k_bf16_n64"]
+        }
+    };
+    let grid = [rows.div_ceil(tile.rows), outputs.div_ceil(tile.outputs)];
+    linear_entry(tile, entries, format, grid, segments)
+}
+
+/// One of the entries for the three tiles, where `segments` are joined.
+fn linear_entry(
+    tile: LinearTile,
+    entries: [&'static str; 3],
+    format: LinearFormat,
+    grid: [u32; 2],
+    segments: u32,
+) -> Launch {
+    let pair_bytes = match format {
+        LinearFormat::Bf16 | LinearFormat::F32 => 2 * 2048,
+        LinearFormat::Q8_0 => 2 * (1024 + 64),
+        LinearFormat::Q4K => (2 * (512 + 48 + 64_u32)).next_multiple_of(128),
     };
     // Per stage: two steps (one of each chain) of every tile of outputs, and their activations.
     let stage = tile.outputs / TILE_OUTPUTS as u32 * pair_bytes + tile.rows * 256;
     // One sum for the other chain, and one for each level of the tree of segments.
     let sums = tile.outputs * tile.rows * 4 * (1 + segments.ilog2());
-    Launch {
-        entry: entries[tile.suffix],
-        grid: [rows.div_ceil(tile.rows), outputs.div_ceil(tile.outputs), 1],
-        threads: tile.threads,
-        shared_bytes: tile.stages * stage + sums,
-    }
+    let shared_bytes = tile.stages * stage + sums;
+    Launch { shared_bytes, ..plain(entries[tile.suffix], grid, tile.threads) }
 }
 
 fn attention(work: WorkType, warps: u32, grid: [u32; 2], head_dim: u32) -> Launch {

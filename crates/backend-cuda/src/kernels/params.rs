@@ -3,6 +3,7 @@
 #![expect(missing_docs, reason = "every field is described in params.cuh, once")]
 
 use bytemuck::{Pod, Zeroable};
+use oarlock_backend::Activation;
 
 /// Address in a device's memory; 0 is null.
 pub type DevicePointer = u64;
@@ -89,12 +90,79 @@ params! {
         out_is_float: u32,
         out_stride: u32,
     }
+    /// Of `route_f32`.
+    RouteParams {
+        experts: DevicePointer,
+        weights: DevicePointer,
+        logits: DevicePointer,
+        num_rows: DevicePointer,
+        parts: u32,
+        num_experts: u32,
+        top_k: u32,
+        normalize: u32,
+    }
+    /// Rows of one expert that one block of threads multiplies.
+    ExpertTile {
+        expert: u32,
+        first: u32,
+        count: u32,
+        padding: u32,
+    }
+    /// Of `expert_plan`.
+    ExpertPlanParams {
+        rows: DevicePointer,
+        places: DevicePointer,
+        tiles: DevicePointer,
+        counts: DevicePointer,
+        experts: DevicePointer,
+        num_rows: DevicePointer,
+        num_experts: u32,
+        top_k: u32,
+        tile_rows: u32,
+        padding: u32,
+    }
+    /// Of `experts_*`.
+    ExpertLinearParams {
+        linear: LinearParams,
+        rows: DevicePointer,
+        tiles: DevicePointer,
+        num_tiles: DevicePointer,
+        weight_bytes: u64,
+        scale_bytes: u64,
+        sub_scale_bytes: u64,
+        segment_values: u64,
+        first_segment: u32,
+        end_segment: u32,
+    }
+    /// Of `expert_combine_f32`.
+    ExpertCombineParams {
+        out: DevicePointer,
+        pending: DevicePointer,
+        sums: DevicePointer,
+        places: DevicePointer,
+        weights: DevicePointer,
+        num_rows: DevicePointer,
+        segment_values: u64,
+        level_values: u64,
+        hidden: u32,
+        top_k: u32,
+        range: u32,
+        ranges: u32,
+    }
     /// Of `soft_cap_f32`.
     SoftCapParams {
         values: DevicePointer,
         num_rows: DevicePointer,
         width: u32,
         cap: f32,
+    }
+    /// Of `add_bias_f32`.
+    AddBiasParams {
+        values: DevicePointer,
+        bias: DevicePointer,
+        num_rows: DevicePointer,
+        width: u32,
+        padding: u32,
     }
     /// Of `gather_*`.
     GatherParams {
@@ -118,7 +186,9 @@ params! {
         num_heads: u32,
         num_kv_heads: u32,
         head_dim: u32,
+        half: u32,
         interleaved: u32,
+        padding: u32,
     }
     /// Of `gated_activation_*`.
     GatedActivationParams {
@@ -249,6 +319,15 @@ pub const SAMPLE_NOTHING: u32 = 3;
 pub const SAMPLE_OK: u32 = 0;
 /// The row has a NaN or positive infinity, or nothing finite.
 pub const SAMPLE_INVALID_LOGITS: u32 = 1;
+
+/// [`GatedActivationParams::activation`].
+#[must_use]
+pub fn activation_number(activation: Activation) -> u32 {
+    match activation {
+        Activation::Silu => 0,
+        Activation::GeluTanh => 1,
+    }
+}
 
 /// A share as the sampler takes it: times 2^32, truncated.
 #[must_use]

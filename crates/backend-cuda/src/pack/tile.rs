@@ -20,6 +20,37 @@ struct Row<'a> {
     first_sub_block: usize,
 }
 
+/// Bytes of a plane for each tile, segment and step.
+#[derive(Clone, Copy)]
+pub(super) struct Record {
+    bytes: usize,
+    is_cut: bool,
+}
+
+impl Record {
+    /// Its first half is that of the step's columns; where the others of a segment's last step are padding, it
+    /// is all that is stored.
+    pub(super) const fn of_halves(bytes: usize) -> Self {
+        Self { bytes, is_cut: true }
+    }
+
+    /// Always whole.
+    pub(super) const fn whole(bytes: usize) -> Self {
+        Self { bytes, is_cut: false }
+    }
+}
+
+/// Segment, step and bytes of a tile's records.
+fn records(
+    tile: &mut [u8],
+    segment_bytes: usize,
+    record: Record,
+) -> impl Iterator<Item = (usize, usize, &mut [u8])> {
+    tile.chunks_exact_mut(segment_bytes).enumerate().flat_map(move |(segment, bytes)| {
+        bytes.chunks_mut(record.bytes).enumerate().map(move |(step, out)| (segment, step, out))
+    })
+}
+
 /// The rows of one tile; none where outputs are padded.
 pub(super) struct TileRows<'a>([Option<Row<'a>>; TILE_OUTPUTS]);
 
@@ -74,18 +105,25 @@ impl<'v, 'a> Tiles<'v, 'a> {
         }))
     }
 
-    /// A plane with `record` bytes for each tile, segment and step, written from quants.
+    /// Bytes of one segment of a tile.
+    fn segment_bytes(&self, record: Record) -> usize {
+        let padding = self.steps() * STEP_COLUMNS - self.width;
+        let is_cut = record.is_cut && padding >= STEP_COLUMNS / 2;
+        self.steps() * record.bytes - if is_cut { record.bytes / 2 } else { 0 }
+    }
+
+    /// A plane with a record for each tile, segment and step, written from quants.
     pub(super) fn plane(
         &self,
-        record: usize,
+        record: Record,
         write: impl Fn(&TileRows<'a>, Step, &mut [u8]) + Sync,
     ) -> Vec<u8> {
-        let mut bytes = vec![0; self.num_tiles() * self.segments * self.steps() * record];
+        let segment_bytes = self.segment_bytes(record);
+        let mut bytes = vec![0; self.num_tiles() * self.segments * segment_bytes];
         let blocks = self.width / SUB_BLOCK;
-        for_each_tile(&mut bytes, self.segments * self.steps() * record, |tile, out| {
+        for_each_tile(&mut bytes, self.segments * segment_bytes, |tile, out| {
             let rows = self.rows(tile);
-            for (i, out) in out.chunks_exact_mut(record).enumerate() {
-                let (segment, step) = (i / self.steps(), i % self.steps());
+            for (segment, step, out) in records(out, segment_bytes, record) {
                 let places = [0, 1].map(|half| {
                     let block = 2 * step + half;
                     (block < blocks).then_some(segment * blocks + block)
@@ -99,12 +137,13 @@ impl<'v, 'a> Tiles<'v, 'a> {
     /// The same, written from decoded columns: 16 rows of 64.
     pub(super) fn decoded_plane(
         &self,
-        record: usize,
+        record: Record,
         write: impl Fn(&[[f32; STEP_COLUMNS]; TILE_OUTPUTS], &mut [u8]) + Sync,
     ) -> Result<Vec<u8>, BackendError> {
-        let mut bytes = vec![0; self.num_tiles() * self.segments * self.steps() * record];
+        let segment_bytes = self.segment_bytes(record);
+        let mut bytes = vec![0; self.num_tiles() * self.segments * segment_bytes];
         let failure = Mutex::new(None);
-        for_each_tile(&mut bytes, self.segments * self.steps() * record, |tile, out| {
+        for_each_tile(&mut bytes, self.segments * segment_bytes, |tile, out| {
             let mut rows: [Vec<f32>; TILE_OUTPUTS] = Default::default();
             for (i, decoded) in rows.iter_mut().enumerate() {
                 if let Some((view, row)) = self.find(tile * TILE_OUTPUTS + i)
@@ -114,8 +153,7 @@ impl<'v, 'a> Tiles<'v, 'a> {
                     return;
                 }
             }
-            for (i, out) in out.chunks_exact_mut(record).enumerate() {
-                let (segment, step) = (i / self.steps(), i % self.steps());
+            for (segment, step, out) in records(out, segment_bytes, record) {
                 let first = segment * self.width + step * STEP_COLUMNS;
                 let end = ((segment + 1) * self.width).min(first + STEP_COLUMNS);
                 let mut square = [[0.0; STEP_COLUMNS]; TILE_OUTPUTS];
@@ -223,7 +261,7 @@ pub(super) fn q8_0_step(rows: &TileRows<'_>, step: Step, quants: &mut [u8], scal
     }
 }
 
-/// Quants `[lane][half][r | r + 8][4]`, column i in the low and i + 4 in the high half of a byte, and
+/// Quants `[half][lane][r | r + 8][4]`, column i in the low and i + 4 in the high half of a byte, and
 /// 6-bit scales and minimums in three planes of 16 bytes; what is empty is not written.
 pub(super) fn q4_k_step(rows: &TileRows<'_>, step: Step, quants: &mut [u8], scales: &mut [u8]) {
     for output in 0..TILE_OUTPUTS {
@@ -235,7 +273,7 @@ pub(super) fn q4_k_step(rows: &TileRows<'_>, step: Step, quants: &mut [u8], scal
             if !quants.is_empty() {
                 for (column, quant) in block.quants.into_iter().enumerate() {
                     let lane = output % 8 * 4 + column / 8;
-                    let at = lane * 16 + half * 8 + output / 8 * 4 + column % 4;
+                    let at = half * 256 + lane * 8 + output / 8 * 4 + column % 4;
                     quants[at] |= quant << (column % 8 / 4 * 4);
                 }
             }

@@ -2,8 +2,10 @@
 
 mod attention;
 mod device;
+mod experts;
 mod linear;
 mod mutants;
+mod routing;
 mod rows;
 mod sampling;
 mod traffic;

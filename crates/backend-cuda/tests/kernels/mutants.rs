@@ -7,7 +7,9 @@ use oarlock_simgpu::Module;
 
 use crate::attention::{BASE, Case, Chunk, SPLIT, WHOLE, step};
 use crate::device::{Device, has_kernels, ptx_of};
+use crate::experts::{Experts, Way, run as run_experts};
 use crate::linear::{Layer, random_values, run};
+use crate::routing::{Sums, plan, random_choices, route};
 
 /// Schedules that a mutant has to survive.
 const SEEDS: u64 = 3;
@@ -62,12 +64,51 @@ fn mutants(ptx: &str) -> Vec<Mutant> {
     found
 }
 
+/// Of entries without products: every barrier deleted, every exchange between lanes with the lane itself,
+/// every sum a difference, every float product without its sum, every store 4 bytes on, counts of bits without counting.
+fn mutants_of_lanes(ptx: &str) -> Vec<Mutant> {
+    let mut found = Vec::new();
+    for (line, text) in ptx.lines().enumerate() {
+        let mut add = |new: &str| {
+            let what = format!("line {}: `{}` became `{}`", line + 1, text.trim(), new.trim());
+            found.push(Mutant { what, ptx: with_line(ptx, line, new) });
+        };
+        if text.contains("bar.sync") || text.contains("bar.warp.sync") {
+            add("");
+        } else if text.contains("shfl.sync") {
+            // The third operand from the end says who the partner is: now the lane itself.
+            let mut operands: Vec<&str> = text.split(", ").collect();
+            let partner = operands.len() - 3;
+            operands[partner] = "0";
+            add(&operands.join(", "));
+        } else if text.contains("add.rn.f32") {
+            add(&text.replace("add.rn", "sub.rn"));
+        } else if text.contains("fma.rn.f32")
+            && let Some((before, _)) = text.rsplit_once(", ")
+        {
+            add(&format!("{};", before.replace("fma.rn", "mul.rn")));
+        } else if text.contains("popc.b32") || text.contains("clz.b32") {
+            add(&text.replace("popc.b32", "mov.u32").replace("clz.b32", "mov.u32"));
+        } else if text.contains("st.global")
+            && let Some((before, after)) = text.split_once(']')
+        {
+            add(&format!("{}]{after}", moved(before, 4)));
+        }
+    }
+    found
+}
+
 /// An address, 16 bytes on.
 fn shifted(address: &str) -> String {
+    moved(address, 16)
+}
+
+/// An address, some bytes on.
+fn moved(address: &str, bytes: u32) -> String {
     let with_offset = address.rsplit_once('+');
     match with_offset.and_then(|(base, offset)| Some((base, offset.parse::<u32>().ok()?))) {
-        Some((base, offset)) => format!("{base}+{}", offset + 16),
-        None => format!("{address}+16"),
+        Some((base, offset)) => format!("{base}+{}", offset + bytes),
+        None => format!("{address}+{bytes}"),
     }
 }
 
@@ -86,13 +127,18 @@ fn swap_operands(text: &str) -> String {
 }
 
 /// Runs all mutants of an entry; those that nothing caught.
-fn survivors(entry: &str, work: &dyn Fn(&mut Device) -> Vec<f32>) -> Vec<String> {
+fn survivors(
+    entry: &str,
+    mutants: fn(&str) -> Vec<Mutant>,
+    work: &dyn Fn(&mut Device) -> Vec<f32>,
+) -> Vec<String> {
     let want = work(&mut Device::new(0));
     let ptx = ptx_of(entry);
     let is_caught = |mutant: &Module| {
         (0..SEEDS).any(|seed| {
             let mut device = Device::new(seed);
             device.mutant = Some(mutant.clone());
+            device.options.max_block_instructions = 1 << 22;
             let got = work(&mut device);
             let is_same = got.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits());
             device.fault.is_some() || !is_same
@@ -127,9 +173,72 @@ fn mutants_of_linear_layers_are_caught() {
             let work = |device: &mut Device| {
                 run(device, &packed, WorkType::Bf16, &input, None, rows as u32)
             };
-            alive.extend(survivors(&format!("{name}_{suffix}"), &work));
+            alive.extend(survivors(&format!("{name}_{suffix}"), mutants, &work));
         }
     }
+    assert!(alive.is_empty(), "survivors: {alive:#?}");
+}
+
+#[test]
+fn mutants_of_experts_are_caught() {
+    if !has_kernels() {
+        return;
+    }
+    let mut alive = Vec::new();
+    for (kind, name) in [
+        (WeightKind::Bf16, "experts_bf16"),
+        (WeightKind::Q8_0, "experts_q8_0_bf16"),
+        (WeightKind::Q4K, "experts_q4_k_bf16"),
+    ] {
+        // More steps than stages.
+        let packed = Experts::new(kind, 3, (70, 1280, 2)).packed(WorkType::Bf16);
+        for (rows, tile_rows) in [(11, 8), (33, 32), (67, 64)] {
+            // Rows that are not the first ones, and a whole tile of one expert.
+            let experts: Vec<u32> = (0..rows).map(|row| if row < 3 { 2 } else { 0 }).collect();
+            let input = random_values(rows * 1280, 3);
+            let work = |device: &mut Device| {
+                let way = Way { tile_rows, at_once: 2, by_rows: true };
+                run_experts(device, &packed, WorkType::Bf16, &input, (&experts, 1), way)
+            };
+            alive.extend(survivors(&format!("{name}_n{tile_rows}"), mutants, &work));
+        }
+    }
+    assert!(alive.is_empty(), "survivors: {alive:#?}");
+}
+
+#[test]
+fn mutants_of_routing_are_caught() {
+    if !has_kernels() {
+        return;
+    }
+    // Ties, experts in more than one of a lane's places, and a row without a choice.
+    let mut logits: Vec<f32> =
+        random_values(9 * 2 * 70, 4).iter().map(|value| (value * 16.0).round()).collect();
+    logits[1000] = f32::NAN;
+    let mut alive = survivors("route_f32", mutants_of_lanes, &|device| {
+        let mut out = Vec::new();
+        for normalize in [true, false] {
+            let (experts, weights) = route(device, &logits, (9, 2, 70), (6, normalize));
+            out.extend(experts.iter().map(|expert| *expert as f32).chain(weights));
+        }
+        out
+    });
+    let choices = random_choices(300, (12, 3), 5);
+    alive.extend(survivors("expert_plan", mutants_of_lanes, &|device| {
+        let plan = plan(device, &choices, (12, 3), 8);
+        let tiles = plan.num_tiles * 4;
+        let (rows, places) = ((plan.params.rows, 900), (plan.params.places, 900));
+        [rows, places, (plan.params.tiles, tiles), (plan.params.counts, 2)]
+            .into_iter()
+            .flat_map(|(address, count)| device.read::<u32>(address, count))
+            .map(|word| word as f32)
+            .collect()
+    }));
+    let sums = [Sums::random(3, 260, 17, 8), Sums::random(3, 70, 9, 4), Sums::random(2, 33, 2, 8)];
+    alive.extend(survivors("expert_combine_f32", mutants_of_lanes, &|device| {
+        let ranges = [1, 2, 8];
+        sums.iter().zip(ranges).flat_map(|(sums, ranges)| sums.combine(device, ranges)).collect()
+    }));
     assert!(alive.is_empty(), "survivors: {alive:#?}");
 }
 
@@ -160,7 +269,7 @@ fn mutants_of_attention_are_caught() {
                 }
                 out
             };
-            alive.extend(survivors(&format!("attention_bf16_{name}_{suffix}"), &work));
+            alive.extend(survivors(&format!("attention_bf16_{name}_{suffix}"), mutants, &work));
         }
     }
     assert!(alive.is_empty(), "survivors: {alive:#?}");

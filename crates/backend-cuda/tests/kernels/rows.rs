@@ -3,8 +3,8 @@
 use oarlock_backend::quant::SplitMix;
 use oarlock_backend_cuda::kernels::launch::{self, WorkType};
 use oarlock_backend_cuda::kernels::{
-    AddRmsNormParams, CopyBlocksParams, EmbedParams, GatedActivationParams, GatherParams,
-    HeadRmsNormParams, RmsNormParams, RotaryKvWriteParams, SoftCapParams,
+    AddBiasParams, AddRmsNormParams, CopyBlocksParams, EmbedParams, GatedActivationParams,
+    GatherParams, HeadRmsNormParams, RmsNormParams, RotaryKvWriteParams, SoftCapParams,
 };
 
 use crate::device::{Device, assert_near, assert_same, has_kernels, rounded};
@@ -168,7 +168,7 @@ fn embedding_and_gathering() {
 }
 
 #[test]
-fn activations_and_soft_caps() {
+fn activations_soft_caps_and_biases() {
     if !has_kernels() {
         return;
     }
@@ -217,6 +217,18 @@ fn activations_and_soft_caps() {
         let want: Vec<f32> =
             values.iter().map(|value| (30.0 * (f64::from(*value) / 30.0).tanh()) as f32).collect();
         assert_near(&got, &want, 1e-6, &format!("soft cap of {width}"));
+        let bias = random_values(width, 13);
+        let params = AddBiasParams {
+            values: params.values,
+            bias: device.upload(&bias),
+            num_rows: params.num_rows,
+            width: width as u32,
+            padding: 0,
+        };
+        device.run(&launch::add_bias(3, width as u32), &params);
+        let want: Vec<f32> =
+            got.chunks(width).flat_map(|row| row.iter().zip(&bias).map(|(a, b)| a + b)).collect();
+        assert_same(&device.read(params.values, 2 * width), &want, &format!("bias of {width}"));
     }
 }
 
@@ -225,10 +237,13 @@ fn rotation_and_pages() {
     if !has_kernels() {
         return;
     }
-    for (heads, kv_heads, width) in [(4, 2, 64), (3, 1, 16), (2, 2, 128)] {
+    // The last two are rotated in part.
+    for (heads, kv_heads, width, half) in
+        [(4, 2, 64, 32), (3, 1, 16, 8), (2, 2, 128, 64), (3, 1, 64, 12), (2, 2, 16, 4)]
+    {
         for (work, interleaved) in [(WorkType::Bf16, 0), (WorkType::F32, 1), (WorkType::F32, 0)] {
             let mut device = Device::new(9);
-            let (rows, all, half) = (4, (heads + 2 * kv_heads) * width, width / 2);
+            let (rows, all) = (4, (heads + 2 * kv_heads) * width);
             let qkv = rounded(work, &random_values(rows * all, 10));
             let positions = [17_u32, 31, 0, 3];
             let firsts = [0_u32, 0, 2, 2];
@@ -250,7 +265,9 @@ fn rotation_and_pages() {
                 num_heads: heads as u32,
                 num_kv_heads: kv_heads as u32,
                 head_dim: width as u32,
+                half: half as u32,
                 interleaved,
+                padding: 0,
             };
             device.run(&launch::rotary_kv_write(work, 5), &params);
             let mut want = qkv.clone();

@@ -2,12 +2,14 @@
 
 use oarlock_backend_cuda::kernels::launch::{self, Launch, LinearFormat, WorkType};
 use oarlock_backend_cuda::kernels::{
-    AddRmsNormParams, AttentionJoinParams, AttentionParams, AttentionPlan, GatedActivationParams,
-    LinearParams, PlanBudget, PlanChunk, PlanShape, RotaryKvWriteParams,
+    AddRmsNormParams, AttentionJoinParams, AttentionParams, AttentionPlan, ExpertCombineParams,
+    ExpertLinearParams, GatedActivationParams, LinearParams, PlanBudget, PlanChunk, PlanShape,
+    RotaryKvWriteParams,
 };
 use oarlock_simgpu::{Counters, Options};
 
 use crate::device::{Device, has_kernels};
+use crate::routing::plan;
 
 /// A device that counts; checks and schedules are other tests' business.
 fn counting() -> Device {
@@ -93,6 +95,84 @@ fn linear_layers_read_their_weights_once() {
             let needed = planes.iter().sum::<usize>() as u64;
             check(&format!("{format:?}, {rows} rows"), &counters, needed, 1.05);
         }
+    }
+}
+
+/// One token through 8 of 16 experts: theirs are the only weights that are read.
+/// Segments of the down projection have 96 columns, a step and a half: scales of half a step are padding.
+#[test]
+fn decode_reads_the_chosen_experts_once() {
+    if !has_kernels() {
+        return;
+    }
+    let (hidden, feed_forward, num_experts, top_k) = (2048_usize, 768_usize, 16_usize, 8_usize);
+    for format in [LinearFormat::Bf16, LinearFormat::Q8_0, LinearFormat::Q4K] {
+        let mut device = counting();
+        let chosen: Vec<u32> = (0..top_k as u32).map(|choice| 2 * choice).collect();
+        let plan = plan(&mut device, &chosen, (num_experts, top_k), 8);
+        let mut counters = Counters::default();
+        let mut needed = 0;
+        // Gate and up in the working type, then down in eight segments.
+        let sums = device.allocate(8 * top_k * hidden * 4);
+        for (outputs, columns, segments, out) in
+            [(2 * feed_forward, hidden, 1, 0), (hidden, feed_forward, 8, sums)]
+        {
+            let (values, width) = (outputs * columns, columns / segments as usize);
+            let steps = outputs * columns / width * width.div_ceil(64);
+            // Weights or quants; scales; sub-scales. As stored, and without what is padding.
+            let [planes, stored] = [steps * 64, values].map(|padded| match format {
+                LinearFormat::Q8_0 => [values, padded / 16, 0],
+                LinearFormat::Q4K => [values / 2, values / 64, padded / 64 * 3],
+                _ => [values * 2, 0, 0],
+            });
+            let plane = |bytes: usize| {
+                if bytes == 0 { 0 } else { device.upload(&vec![0_u8; bytes * num_experts]) }
+            };
+            let is_down = segments > 1;
+            let out = if is_down { out } else { device.allocate(top_k * outputs * 2) };
+            let params = ExpertLinearParams {
+                linear: LinearParams {
+                    out,
+                    input: device.upload(&vec![0_u16; top_k * columns]),
+                    weight: plane(planes[0]),
+                    scales: plane(planes[1]),
+                    sub_scales: plane(planes[2]),
+                    outputs: outputs as u32,
+                    columns: columns as u32,
+                    segments,
+                    out_is_float: is_down.into(),
+                    ..LinearParams::default()
+                },
+                rows: if is_down { 0 } else { plan.params.rows },
+                tiles: plan.params.tiles,
+                num_tiles: plan.params.counts + 4,
+                weight_bytes: planes[0] as u64,
+                scale_bytes: planes[1] as u64,
+                sub_scale_bytes: planes[2] as u64,
+                segment_values: (top_k * outputs) as u64,
+                first_segment: 0,
+                end_segment: segments,
+            };
+            let tiles = plan.num_tiles as u32;
+            let launch = launch::experts(format, 8, tiles, outputs as u32);
+            counters.add(&device.run(&launch, &params));
+            needed += stored.iter().sum::<usize>() * top_k;
+        }
+        let combine = ExpertCombineParams {
+            out: device.allocate(hidden * 4),
+            sums,
+            places: plan.params.places,
+            weights: device.upload(&vec![0.125_f32; top_k]),
+            num_rows: plan.params.num_rows,
+            segment_values: (top_k * hidden) as u64,
+            hidden: hidden as u32,
+            top_k: top_k as u32,
+            ranges: 1,
+            ..ExpertCombineParams::default()
+        };
+        counters.add(&device.run(&launch::expert_combine(1, hidden as u32, 8), &combine));
+        // Sums of experts and segments go through memory, too.
+        check(&format!("{format:?}, 8 of 16 experts"), &counters, needed as u64, 1.07);
     }
 }
 
@@ -193,7 +273,8 @@ fn row_wise_operations_touch_inputs_and_outputs_once() {
         num_heads: heads,
         num_kv_heads: kv_heads,
         head_dim,
-        interleaved: 0,
+        half: head_dim / 2,
+        ..RotaryKvWriteParams::default()
     };
     let counters = device.run(&launch::rotary_kv_write(WorkType::Bf16, rows), &rotary);
     let rotated = (heads + kv_heads) * head_dim * rows;
@@ -213,7 +294,13 @@ fn launches_are_within_the_limits_of_a_device() {
         for format in [LinearFormat::Bf16, LinearFormat::Q8_0, LinearFormat::Q4K] {
             for segments in [1, 8] {
                 all(launch::linear(format, rows, 4096, segments));
+                all(launch::expert_combine(rows, 4096, segments));
             }
+        }
+    }
+    for tile_rows in [8, 32, 64] {
+        for format in [LinearFormat::Bf16, LinearFormat::Q8_0, LinearFormat::Q4K] {
+            all(launch::experts(format, tile_rows, 100, 4096));
         }
     }
     for width in [16, 64, 128, 256] {
