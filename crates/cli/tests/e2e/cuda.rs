@@ -3,18 +3,15 @@
 
 use std::io::Read as _;
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oarlock_testkit::{
-    Server, ServerOptions, Signal, binary, fixture, fixture_json, simulated_gpus, wait_until,
-};
+use oarlock_testkit::{Server, ServerOptions, binary, fixture, simulated_gpus};
 use serde_json::{Value, json};
 
 use crate::alone;
-use crate::contract::signal_all;
-
-const MODELS: [&str; 3] = ["llama", "qwen2", "llama-tied-mqa"];
+use crate::families::{MODELS, ask, ask_in_company, assert_exact, assert_near, assert_same, cases};
 
 fn serve(model: &str, dtype: &str, seed: u64, arguments: &[&str]) -> Server {
     let common = ["--served-name", "m", "--device", "cuda", "--dtype", dtype];
@@ -37,73 +34,53 @@ fn on_device(options: ServerOptions) -> ServerOptions {
     options.env("LD_LIBRARY_PATH", simulated_gpus().to_str().unwrap())
 }
 
-fn floats(value: &Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
-}
-
-/// Distances of a model's logprobs from the reference's, prompts and the top eight after them, and the
-/// greatest lead of a token that the reference chose and the model did not.
-fn distances(server: &Server, model: &str) -> (Vec<f64>, f64) {
-    let mut all = Vec::new();
-    let mut lead = 0.0_f64;
-    for case in fixture_json(&format!("tiny/{model}/expected.json"))["cases"].as_array().unwrap() {
-        let prompt = case["prompt"].as_array().unwrap();
-        let greedy = case["greedy24"].as_array().unwrap();
-        let body = json!({
-            "model": "m", "prompt": prompt, "max_tokens": greedy.len(), "temperature": 0,
-            "logprobs": 20, "prompt_logprobs": 0, "return_token_ids": true, "ignore_eos": true,
-        });
-        let body = server.post("/v1/completions", &body).ok_json();
-        let choice = &body["choices"][0];
-        let scored = choice["prompt_logprobs"].as_array().unwrap().iter().skip(1);
-        let scored = scored.zip(&prompt[1..]).map(|(entry, token)| &entry[token.to_string()]);
-        let ours = scored.map(|entry| entry["logprob"].as_f64().unwrap());
-        let theirs = floats(&case["prompt_logprobs"]);
-        all.extend(ours.zip(&theirs).map(|(ours, theirs)| (ours - theirs).abs()));
-        let top = &choice["logprobs"]["top_logprobs"][0];
-        let ids = case["top8_ids"].as_array().unwrap();
-        for (id, theirs) in ids.iter().zip(floats(&case["top8_logprobs"])) {
-            let ours = top[format!("token_id:{id}")].as_f64().expect("among twenty");
-            all.push((ours - theirs).abs());
+/// Two models at a time: a simulated device has one thread.
+fn for_every_model(check: fn(&str)) {
+    let models = Mutex::new(MODELS.iter());
+    let next = || models.lock().unwrap().next();
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(model) = next() {
+                    check(model);
+                }
+            });
         }
-        let margins = floats(&case["greedy_margins"]);
-        let chosen = choice["token_ids"].as_array().unwrap();
-        if let Some(at) = chosen.iter().zip(greedy).position(|(ours, theirs)| ours != theirs) {
-            lead = lead.max(margins[at]);
-        }
-    }
-    (all, lead)
-}
-
-/// Mean, 99th percentile and greatest.
-fn summary(mut values: Vec<f64>) -> [f64; 3] {
-    values.sort_by(f64::total_cmp);
-    let mean = values.iter().sum::<f64>() / values.len() as f64;
-    [mean, values[values.len() * 99 / 100], values[values.len() - 1]]
+    });
 }
 
 #[test]
 fn float32_agrees_with_the_references() {
     let _turn = alone();
-    for model in MODELS {
-        // What the references are of: see `crates/model/tests/tiny_hub.rs`.
-        let server = serve(model, "float32", 1, &["--rope-frequencies", "bfloat16"]);
-        let (distances, lead) = distances(&server, model);
-        let [mean, p99, worst] = summary(distances);
-        eprintln!("{model}: mean {mean:.6}, p99 {p99:.6}, worst {worst:.6}; lead {lead:.6}");
-        assert!(worst <= 1e-3 && lead <= 1e-3, "{model}: {worst}, {lead}");
-    }
+    for_every_model(|model| {
+        let begin = Instant::now();
+        let cases = cases(model);
+        let server = serve(model, "float32", 1, &[]);
+        assert_exact(&format!("{model} in float32"), &cases, &ask(&server, &cases));
+        eprintln!("{model}: {:.1} s", begin.elapsed().as_secs_f32());
+    });
 }
 
+/// Alone, from a warm cache, and in company, in chunks and on a device with another schedule.
 #[test]
-fn bfloat16_is_near_the_references() {
+fn bfloat16_is_near_the_references_and_bits_depend_on_the_request_alone() {
     let _turn = alone();
-    for model in MODELS {
-        let server = serve(model, "bfloat16", 2, &["--rope-frequencies", "bfloat16"]);
-        let [mean, p99, worst] = summary(distances(&server, model).0);
-        eprintln!("{model}: mean {mean:.4}, p99 {p99:.4}, worst {worst:.4}");
-        assert!(mean <= 0.1 && p99 <= 0.5, "{model}: mean {mean}, p99 {p99}");
-    }
+    for_every_model(|model| {
+        let begin = Instant::now();
+        let cases = cases(model);
+        let server = serve(model, "bfloat16", 2, &["--step-tokens", "512"]);
+        let near = ask(&server, &cases);
+        assert_near(&format!("{model} in bfloat16"), &cases, &near);
+        // The longest prompt.
+        let longest = cases.len() - 1..cases.len();
+        let warm = ask(&server, &cases[longest.clone()]);
+        assert_same(&format!("{model}, a warm cache"), &warm, &near[longest]);
+        drop(server);
+        let server = serve(model, "bfloat16", 3, &["--chunk-tokens", "64"]);
+        let crowd = ask_in_company(&server, &cases);
+        assert_same(&format!("{model}, company, chunks of 64"), &crowd, &near);
+        eprintln!("{model}: {:.1} s", begin.elapsed().as_secs_f32());
+    });
 }
 
 /// What must not depend on anything but the request; logprobs are written so that they tell every bit.
@@ -119,58 +96,6 @@ fn request(len: usize, salt: u64, max_tokens: u32) -> Value {
         "model": "m", "prompt": prompt, "max_tokens": max_tokens, "temperature": salt % 2, "seed": salt,
         "top_p": 0.9, "logprobs": 5, "return_token_ids": true, "ignore_eos": true,
     })
-}
-
-/// Alone, from a warm cache, in company and in chunks, each on devices with another schedule.
-fn contract(model: &str, dtype: &str) {
-    let _turn = alone();
-    let requests: Vec<_> =
-        [(5, 0), (5, 1), (300, 2), (300, 3)].map(|(len, salt)| request(len, salt, 6)).to_vec();
-    let ask = |server: &Server| -> Vec<[Value; 2]> {
-        let ask = |request| answer(&server.post("/v1/completions", request).ok_json());
-        requests.iter().map(ask).collect()
-    };
-    let server = serve(model, dtype, 3, &["--step-tokens", "512"]);
-    let expected = ask(&server);
-    assert!(ask(&server) == expected, "{model}, {dtype}: a warm cache changes bits");
-    drop(server);
-    let server = serve(model, dtype, 4, &["--step-tokens", "512"]);
-    // The worker stands still until all are there.
-    signal_all(&server, Signal::STOP);
-    let crowd: Vec<[Value; 2]> = thread::scope(|scope| {
-        let post = |request: Value| answer(&server.post("/v1/completions", &request).ok_json());
-        for other in 0..12 {
-            scope.spawn(move || post(request(3 + other * 7 % 20, 1000 + other as u64, 6)));
-        }
-        let ours: Vec<_> =
-            requests.iter().cloned().map(|one| scope.spawn(move || post(one))).collect();
-        let all = 12.0 + requests.len() as f64;
-        wait_until("all are there", Duration::from_secs(20), || {
-            let count = |state| server.metric(&format!("oarlock_num_requests_{state}"));
-            count("running") + count("waiting") >= all
-        });
-        assert_eq!(server.metric("oarlock_generation_tokens_total"), 0.0, "nobody was early");
-        signal_all(&server, Signal::CONT);
-        ours.into_iter().map(|one| one.join().unwrap()).collect()
-    });
-    assert!(crowd == expected, "{model}, {dtype}: company changes bits");
-    drop(server);
-    for chunk in ["7", "64"] {
-        let server = serve(model, dtype, 5, &["--chunk-tokens", chunk]);
-        assert!(ask(&server) == expected, "{model}, {dtype}: chunks of {chunk} change bits");
-    }
-}
-
-#[test]
-fn bits_depend_on_the_request_alone() {
-    contract("llama", "bfloat16");
-    contract("qwen2", "bfloat16");
-    contract("llama-tied-mqa", "bfloat16");
-}
-
-#[test]
-fn bits_depend_on_the_request_alone_in_float32() {
-    contract("llama", "float32");
 }
 
 /// A context that a kernel broke ends its rank, which is replaced; answers go on as if nothing had been.

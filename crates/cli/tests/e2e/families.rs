@@ -37,7 +37,10 @@ fn floats(value: &Value) -> Vec<f64> {
 
 pub(crate) fn cases(model: &str) -> Vec<Value> {
     let file = fixture_json(&format!("tiny/{model}/expected.json"));
-    file["cases"].as_array().unwrap().clone()
+    let mut cases = file["cases"].as_array().unwrap().clone();
+    // The longest prompt last.
+    cases.sort_by_key(|case| case["prompt"].as_array().unwrap().len());
+    cases
 }
 
 /// A reference's prompt and as many greedy tokens as it has.
