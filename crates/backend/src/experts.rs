@@ -18,13 +18,16 @@ impl ExpertChecks {
     /// Checks the shape, and that of the router.
     pub fn new(shape: &ExpertsShape, router: &WeightView<'_>) -> Result<Self, BackendError> {
         check_view(router)?;
-        let ExpertsShape { num_experts, top_k, hidden, .. } = *shape;
+        let ExpertsShape { num_experts, top_k, hidden, feed_forward, split, .. } = *shape;
         let fail = |reason: String| Err(BackendError::Weight { name: router.name.into(), reason });
         if !(1..=MAX_EXPERTS).contains(&num_experts) {
             return fail(format!("{num_experts} experts; 1 to {MAX_EXPERTS} are possible"));
         }
         if !(1..=MAX_TOP_K.min(num_experts)).contains(&top_k) {
             return fail(format!("a token takes {top_k} of {num_experts} experts"));
+        }
+        if split.segments == 0 || !feed_forward.is_multiple_of(split.segments) {
+            return fail(format!("experts of width {feed_forward} in {} segments", split.segments));
         }
         if router.kind.is_quantized() {
             return fail(format!("a router of kind {:?}; floats are expected", router.kind));

@@ -223,7 +223,7 @@ pub trait Backend: Sized + Send + 'static {
         down: &WeightView<'_>,
     ) -> Result<(), BackendError>;
 
-    /// Room for the choices of layers of this shape.
+    /// Room for the choices of layers of this shape; a rank's part of the inner width makes no difference.
     fn routing(&mut self, shape: &ExpertsShape) -> Result<Self::Routing, BackendError>;
 
     /// A KV cache, contents undefined.

@@ -192,6 +192,7 @@ pub(super) fn bad_layers_are_refused<B: Backend>(make: Make<'_, B>) {
         ExpertsShape { top_k: 5, ..layer.shape },
         ExpertsShape { top_k: 0, ..layer.shape },
         ExpertsShape { hidden: 65, ..layer.shape },
+        ExpertsShape { split: InnerSplit { segments: 0 }, ..layer.shape },
     ] {
         assert!(backend.experts(&bad, &router).is_err(), "{bad:?}");
     }

@@ -95,7 +95,7 @@ fn choose(logits: &[f32], top_k: usize, normalize: bool) -> Vec<(u32, f32)> {
     }
     let mut order: Vec<usize> = (0..logits.len()).collect();
     // Stable: of equal ones the first stays first.
-    order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+    order.sort_by(|a, b| logits[*b].partial_cmp(&logits[*a]).expect("numbers"));
     let greatest = logits[order[0]];
     let mut chosen = order[..top_k].to_vec();
     chosen.sort_unstable();
