@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use oarlock_backend::conformance::{Sequence, TestStep};
 use oarlock_backend::quant::random_row;
 use oarlock_backend::{
-    Activation, AttentionParams, Backend, BackendLimits, History, InnerSplit, KvCacheShape,
-    LogitKind, LogitRow, RotaryStyle, RowSet, WeightKind, WeightView,
+    Activation, AttentionParams, Backend, BackendLimits, ExpertsShape, History, InnerSplit,
+    KvCacheShape, LogitKind, LogitRow, RotaryStyle, RowSet, WeightKind, WeightView,
 };
 use oarlock_backend_cpu::{CpuBackend, CpuConfig};
 use oarlock_types::SamplingParams;
@@ -47,6 +47,30 @@ fn random_matrix(kind: WeightKind, rows: usize, columns: usize) -> Vec<u8> {
     (0..rows as u64).flat_map(|row| random_row(kind, columns, 0.05, row)).collect()
 }
 
+/// A layer of four experts, of which a token takes two.
+fn experts(
+    backend: &mut CpuBackend,
+    width: usize,
+) -> (<CpuBackend as Backend>::Experts, <CpuBackend as Backend>::Routing) {
+    let shape = ExpertsShape {
+        num_experts: 4,
+        top_k: 2,
+        normalize: true,
+        hidden: width,
+        feed_forward: width,
+        split: InnerSplit { segments: 8 },
+    };
+    let [router, matrix] = [4, width].map(|rows| random_matrix(WeightKind::Q8_0, rows, width));
+    let floats: Vec<u8> = router.iter().flat_map(|byte| f32::from(*byte).to_le_bytes()).collect();
+    let router =
+        WeightView::whole("r", WeightKind::F32, 4, width, &floats[..4 * width * size_of::<f32>()]);
+    let mut layer = backend.experts(&shape, &router).unwrap();
+    let view = WeightView::whole("w", WeightKind::Q8_0, width, width, &matrix);
+    (0..4).for_each(|_| backend.pack_expert(&mut layer, &[view, view], &view).unwrap());
+    let routing = backend.routing(&shape).unwrap();
+    (layer, routing)
+}
+
 #[test]
 fn a_warm_decode_step_allocates_nothing() {
     const WIDTH: usize = 256;
@@ -69,12 +93,14 @@ fn a_warm_decode_step_allocates_nothing() {
     let table_data = random_matrix(WeightKind::Q8_0, 8, WIDTH);
     let table = WeightView::whole("t", WeightKind::Q8_0, 8, WIDTH, &table_data);
     let table = backend.pack_table(&table, 0).unwrap();
+    let (experts, mut routing) = experts(&mut backend, WIDTH);
     let norm = backend.vector(&[1.0; WIDTH]).unwrap();
     let head_norm = backend.vector(&[1.0; 64]).unwrap();
     let rotary = backend.rotary(&[0.5; 32], 1.0, RotaryStyle::Half).unwrap();
     let shape = KvCacheShape { num_layers: 1, num_blocks: 64, num_kv_heads: 4, head_dim: 64 };
     let mut cache = backend.kv_cache(shape).unwrap();
-    let [mut x, mut residual] = [0, 1].map(|_| backend.tensor(RowSet::Tokens, WIDTH).unwrap());
+    let [mut x, mut residual, mut delta] =
+        [0; 3].map(|_| backend.tensor(RowSet::Tokens, WIDTH).unwrap());
     let mut qkv = backend.tensor(RowSet::Tokens, 3 * WIDTH).unwrap();
     let mut gate_up = backend.tensor(RowSet::Tokens, 2 * WIDTH).unwrap();
     let mut gathered = backend.tensor(RowSet::Gathered, WIDTH).unwrap();
@@ -106,6 +132,10 @@ fn a_warm_decode_step_allocates_nothing() {
         backend.paged_attention(&mut x, &qkv, &cache, 0, &PARAMS);
         backend.linear(&mut gate_up, &x, &gate_up_weight, None);
         backend.gated_activation(&mut x, &gate_up, Activation::Silu);
+        backend.route(&mut routing, &x, &experts);
+        let activation = Activation::Silu;
+        backend.expert_feed_forward(&mut delta, &x, &routing, &experts, activation);
+        backend.add_bias(&mut delta, &norm);
         backend.rms_norm(&mut x, &norm, 1e-6);
         backend.gather(&mut gathered, &x, 0..2);
         backend.linear(&mut logits, &gathered, &output_weight, None);

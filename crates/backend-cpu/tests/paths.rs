@@ -4,8 +4,8 @@
 use oarlock_backend::conformance::{Sequence, TestStep};
 use oarlock_backend::quant::{SplitMix, random_row};
 use oarlock_backend::{
-    Activation, AttentionParams, Backend, BackendLimits, History, InnerSplit, KvCacheShape,
-    LogitKind, LogitRow, RotaryStyle, RowResult, RowSet, WeightKind, WeightView,
+    Activation, AttentionParams, Backend, BackendLimits, ExpertsShape, History, InnerSplit,
+    KvCacheShape, LogitKind, LogitRow, RotaryStyle, RowResult, RowSet, WeightKind, WeightView,
 };
 use oarlock_backend_cpu::{CpuBackend, CpuConfig, Dtype, InstructionSet};
 use oarlock_types::{SamplingParams, TokenId};
@@ -110,6 +110,53 @@ fn linear_layers_with_short_segments() {
             for rows in [1, 8, 15, 77] {
                 same_everywhere(|backend| linear(backend, kind, (19, columns), &data, rows));
             }
+        }
+    }
+}
+
+/// Experts: which are chosen, and what they add up to.
+#[test]
+fn experts() {
+    for (kinds, segments) in [
+        ([WeightKind::Bf16, WeightKind::Bf16], 8),
+        ([WeightKind::Q4K, WeightKind::Q6K], 2),
+        ([WeightKind::Q8_0, WeightKind::F16], 4),
+    ] {
+        let (num_experts, hidden, feed_forward) = (5, 256, 256);
+        let split = InnerSplit { segments };
+        let shape =
+            ExpertsShape { num_experts, top_k: 2, normalize: true, hidden, feed_forward, split };
+        let matrix = |kind, rows: usize, seed: u64| -> Vec<u8> {
+            (0..rows as u64).flat_map(|row| random_row(kind, 256, 0.1, seed * 1000 + row)).collect()
+        };
+        let router = matrix(WeightKind::F32, num_experts, 1);
+        let experts: Vec<_> = (0..num_experts as u64)
+            .map(|expert| [2, 3, 4].map(|part| (10 * expert + part, part)))
+            .map(|parts| parts.map(|(seed, part)| matrix(kinds[usize::from(part == 4)], 256, seed)))
+            .collect();
+        for rows in [1, 7, 60] {
+            same_everywhere(|backend| {
+                let view = |kind, rows, data| WeightView::whole("w", kind, rows, 256, data);
+                let router = view(WeightKind::F32, num_experts, &router);
+                let mut layer = backend.experts(&shape, &router).unwrap();
+                for [gate, up, down] in &experts {
+                    let gate_up = [view(kinds[0], 256, gate), view(kinds[0], 256, up)];
+                    let down = view(kinds[1], 256, down);
+                    backend.pack_expert(&mut layer, &gate_up, &down).unwrap();
+                }
+                let mut routing = backend.routing(&shape).unwrap();
+                let mut from = backend.tensor(RowSet::Tokens, hidden).unwrap();
+                let mut to = backend.float_tensor(RowSet::Tokens, hidden).unwrap();
+                TestStep::rows(rows).begin(backend, &[]);
+                backend.write(&mut from, &wild_values(rows * hidden, rows as u64));
+                backend.route(&mut routing, &from, &layer);
+                let activation = Activation::Silu;
+                backend.expert_feed_forward(&mut to, &from, &routing, &layer, activation);
+                let choices = backend.read_routing(&routing);
+                let choices =
+                    choices.into_iter().flat_map(|(expert, weight)| [expert as f32, weight]);
+                bits(&choices.chain(backend.read(&to)).collect::<Vec<_>>())
+            });
         }
     }
 }
