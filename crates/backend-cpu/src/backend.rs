@@ -181,7 +181,7 @@ impl Backend for CpuBackend {
         parts: &[WeightView<'_>],
         split: InnerSplit,
     ) -> Result<CpuWeight, BackendError> {
-        let weight = CpuWeight::pack(parts, split, self.dtype, &mut self.pool)?;
+        let weight = CpuWeight::pack(parts, split, self.dtype, self.isa, &mut self.pool)?;
         self.memory_bytes += weight.bytes();
         self.memory_bytes -= self.activations.bytes();
         self.activations.reserve(&weight)?;

@@ -9,8 +9,11 @@ use oarlock_backend::BackendError;
 
 /// Bytes of one cache line, and of one vector register.
 const ALIGNMENT: usize = 64;
-/// Buffers of at least this size ask for huge pages.
+/// Buffers of at least this size are pages of their own and ask for huge ones.
 const HUGE_PAGE: usize = 2 << 20;
+/// Mappings end at multiples of this: pages have 4 KiB on x86-64 and up to 64 KiB elsewhere.
+#[cfg(target_os = "linux")]
+const MAPPING_UNIT: usize = 64 << 10;
 
 /// A fixed number of values, aligned to 64 bytes.
 #[derive(Debug)]
@@ -25,17 +28,28 @@ unsafe impl<T: Send> Send for AlignedBuffer<T> {}
 unsafe impl<T: Sync> Sync for AlignedBuffer<T> {}
 
 impl<T: Zeroable + Copy> AlignedBuffer<T> {
-    /// `len` zeros.
+    /// `len` zeros, all of whose memory is there: who has the buffer will not run out of it later.
     pub(crate) fn zeroed(len: usize, what: &str) -> Result<Self, BackendError> {
+        /// No page is smaller.
+        const PAGE: usize = 4096;
+        let mut buffer = Self::unwritten(len, what)?;
+        for first in (0..len).step_by((PAGE / size_of::<T>()).max(1)) {
+            // SAFETY: inside the buffer. Volatile, since the zero that is written is there already.
+            unsafe { (&raw mut buffer[first]).write_volatile(T::zeroed()) };
+        }
+        Ok(buffer)
+    }
+
+    /// `len` zeros for a caller that writes them all. Pages of large buffers come when they are first
+    /// written, so that the threads that fill a buffer clear its pages together, and just before.
+    pub(crate) fn unwritten(len: usize, what: &str) -> Result<Self, BackendError> {
         let bytes = len.saturating_mul(size_of::<T>());
         let no_memory = || BackendError::OutOfMemory { what: what.to_owned(), bytes };
         if bytes == 0 {
             return Ok(Self { pointer: NonNull::dangling(), len: 0 });
         }
         let layout = Self::layout(len).ok_or_else(no_memory)?;
-        // SAFETY: the layout is not empty.
-        let pointer = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(no_memory)?;
-        advise_huge_pages(pointer, bytes);
+        let pointer = allocate(layout).ok_or_else(no_memory)?;
         Ok(Self { pointer: pointer.cast(), len })
     }
 
@@ -56,8 +70,8 @@ impl<T> Drop for AlignedBuffer<T> {
         if let Some(layout) = Self::layout(self.len)
             && self.len > 0
         {
-            // SAFETY: allocated in `zeroed` with this layout. `T` is `Copy`, so nothing else to drop.
-            unsafe { dealloc(self.pointer.as_ptr().cast(), layout) }
+            // SAFETY: allocated with this layout. `T` is `Copy`, so nothing else to drop.
+            unsafe { free(self.pointer.cast(), layout) }
         }
     }
 }
@@ -78,25 +92,70 @@ impl<T> DerefMut for AlignedBuffer<T> {
     }
 }
 
-/// Fewer page-table walks while weights stream by; without effect where the kernel has none to give.
-#[cfg(target_os = "linux")]
-fn advise_huge_pages(pointer: NonNull<u8>, bytes: usize) {
-    let first = pointer.as_ptr().addr().next_multiple_of(HUGE_PAGE);
-    let end = (pointer.as_ptr().addr() + bytes) / HUGE_PAGE * HUGE_PAGE;
-    if end > first {
-        // SAFETY: the range lies inside the allocation; the advice does not change its contents.
-        unsafe {
-            libc::madvise(
-                pointer.as_ptr().with_addr(first).cast(),
-                end - first,
-                libc::MADV_HUGEPAGE,
-            );
-        }
+/// Zeroed memory of a layout that is not empty; `None` where there is none. Large layouts are mapped:
+/// `alloc_zeroed` of the system's allocator writes zeros where it is asked for an alignment.
+fn allocate(layout: Layout) -> Option<NonNull<u8>> {
+    #[cfg(target_os = "linux")]
+    if layout.size() >= HUGE_PAGE {
+        return map_huge(layout.size());
     }
+    // SAFETY: the layout is not empty.
+    NonNull::new(unsafe { alloc_zeroed(layout) })
 }
 
-#[cfg(not(target_os = "linux"))]
-fn advise_huge_pages(_: NonNull<u8>, _: usize) {}
+/// Gives back what [`allocate`] gave.
+///
+/// # Safety
+/// The memory came from `allocate` of this layout, and nobody uses it any more.
+unsafe fn free(pointer: NonNull<u8>, layout: Layout) {
+    #[cfg(target_os = "linux")]
+    if layout.size() >= HUGE_PAGE {
+        // SAFETY: a whole mapping of `map_huge`, by the caller's promise. It cannot fail for one.
+        unsafe {
+            libc::munmap(pointer.as_ptr().cast(), layout.size().next_multiple_of(MAPPING_UNIT))
+        };
+        return;
+    }
+    // SAFETY: by the caller's promise.
+    unsafe { dealloc(pointer.as_ptr(), layout) }
+}
+
+/// Fresh pages, huge ones where the kernel has some to give: fewer faults while a buffer is filled and fewer
+/// page-table walks while weights stream by. The mapping begins at a huge page, so that only its end has
+/// small ones.
+#[cfg(target_os = "linux")]
+fn map_huge(bytes: usize) -> Option<NonNull<u8>> {
+    let wanted = bytes.checked_add(HUGE_PAGE)?;
+    // SAFETY: a new mapping at a place that the kernel chooses; what it fails with is checked.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            wanted,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if start == libc::MAP_FAILED {
+        return None;
+    }
+    let before = start.addr().next_multiple_of(HUGE_PAGE) - start.addr();
+    let kept = bytes.next_multiple_of(MAPPING_UNIT);
+    // SAFETY: both ranges lie inside the mapping and outside of the part that is kept; the advice does not
+    // change the contents of the pages.
+    unsafe {
+        let pointer = start.byte_add(before);
+        if before > 0 {
+            libc::munmap(start, before);
+        }
+        if wanted - before > kept {
+            libc::munmap(pointer.byte_add(kept), wanted - before - kept);
+        }
+        libc::madvise(pointer, kept, libc::MADV_HUGEPAGE);
+        NonNull::new(pointer.cast())
+    }
+}
 
 /// A slice that several threads write, each its own ranges.
 #[derive(Clone, Copy)]
@@ -143,6 +202,13 @@ mod tests {
         buffer[999] = 1.0;
         assert_eq!(buffer.bytes(), 4000);
         assert!(AlignedBuffer::<u8>::zeroed(0, "test").unwrap().is_empty());
+        // Mapped, with an odd end.
+        for bytes in [HUGE_PAGE - 1, HUGE_PAGE, 3 * HUGE_PAGE + 12_345] {
+            let mut buffer = AlignedBuffer::<u8>::unwritten(bytes, "test").unwrap();
+            assert_eq!(buffer.as_ptr().addr() % ALIGNMENT, 0);
+            assert!(buffer.iter().all(|&v| v == 0));
+            buffer.fill(1);
+        }
     }
 
     #[test]

@@ -112,4 +112,38 @@ impl Lanes for Avx2 {
             (Self(even(low), even(high)), Self(odd(low), odd(high)))
         }
     }
+    #[inline(always)]
+    fn transpose(rows: [&[u32; LANES]; LANES], out: &mut [[u32; LANES]; LANES]) {
+        // Quarters of 8 rows by 8 words.
+        for first_row in [0, 8] {
+            for first_word in [0, 8] {
+                unsafe {
+                    let mut a = [_mm256_setzero_si256(); 8];
+                    for (a, row) in a.iter_mut().zip(&rows[first_row..]) {
+                        *a = _mm256_loadu_si256(row.as_ptr().add(first_word).cast());
+                    }
+                    // Squares of 4 words inside of both halves of four neighbouring rows.
+                    let mut b = a;
+                    for i in [0, 4] {
+                        let low0 = _mm256_unpacklo_epi32(a[i], a[i + 1]);
+                        let high0 = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+                        let low2 = _mm256_unpacklo_epi32(a[i + 2], a[i + 3]);
+                        let high2 = _mm256_unpackhi_epi32(a[i + 2], a[i + 3]);
+                        b[i] = _mm256_unpacklo_epi64(low0, low2);
+                        b[i + 1] = _mm256_unpackhi_epi64(low0, low2);
+                        b[i + 2] = _mm256_unpacklo_epi64(high0, high2);
+                        b[i + 3] = _mm256_unpackhi_epi64(high0, high2);
+                    }
+                    for w in 0..4 {
+                        let low = _mm256_permute2x128_si256::<0x20>(b[w], b[4 + w]);
+                        let high = _mm256_permute2x128_si256::<0x31>(b[w], b[4 + w]);
+                        for (word, value) in [(w, low), (4 + w, high)] {
+                            let to = &mut out[first_word + word][first_row..];
+                            _mm256_storeu_si256(to.as_mut_ptr().cast(), value);
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

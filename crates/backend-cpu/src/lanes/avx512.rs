@@ -93,4 +93,43 @@ impl Lanes for Avx512 {
             )
         }
     }
+    #[inline(always)]
+    fn transpose(rows: [&[u32; LANES]; LANES], out: &mut [[u32; LANES]; LANES]) {
+        unsafe {
+            let mut a = [_mm512_setzero_si512(); LANES];
+            for (a, row) in a.iter_mut().zip(rows) {
+                *a = _mm512_loadu_si512(row.as_ptr().cast());
+            }
+            // Squares of 4 words inside of every quarter of four neighbouring rows.
+            let mut b = a;
+            for i in (0..LANES).step_by(4) {
+                let (low0, high0) =
+                    (_mm512_unpacklo_epi32(a[i], a[i + 1]), _mm512_unpackhi_epi32(a[i], a[i + 1]));
+                let (low2, high2) = (
+                    _mm512_unpacklo_epi32(a[i + 2], a[i + 3]),
+                    _mm512_unpackhi_epi32(a[i + 2], a[i + 3]),
+                );
+                b[i] = _mm512_unpacklo_epi64(low0, low2);
+                b[i + 1] = _mm512_unpackhi_epi64(low0, low2);
+                b[i + 2] = _mm512_unpacklo_epi64(high0, high2);
+                b[i + 3] = _mm512_unpackhi_epi64(high0, high2);
+            }
+            // Quarter q of b[4 r + w] is word 4 q + w of rows 4 r to 4 r + 3.
+            for w in 0..4 {
+                let (b0, b1, b2, b3) = (b[w], b[4 + w], b[8 + w], b[12 + w]);
+                let even01 = _mm512_shuffle_i32x4::<0b10_00_10_00>(b0, b1);
+                let odd01 = _mm512_shuffle_i32x4::<0b11_01_11_01>(b0, b1);
+                let even23 = _mm512_shuffle_i32x4::<0b10_00_10_00>(b2, b3);
+                let odd23 = _mm512_shuffle_i32x4::<0b11_01_11_01>(b2, b3);
+                for (word, value) in [
+                    (w, _mm512_shuffle_i32x4::<0b10_00_10_00>(even01, even23)),
+                    (4 + w, _mm512_shuffle_i32x4::<0b10_00_10_00>(odd01, odd23)),
+                    (8 + w, _mm512_shuffle_i32x4::<0b11_01_11_01>(even01, even23)),
+                    (12 + w, _mm512_shuffle_i32x4::<0b11_01_11_01>(odd01, odd23)),
+                ] {
+                    _mm512_storeu_si512(out[word].as_mut_ptr().cast(), value);
+                }
+            }
+        }
+    }
 }

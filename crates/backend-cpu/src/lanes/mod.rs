@@ -50,6 +50,8 @@ pub(crate) trait Lanes: Copy {
     fn exponent_bits(self) -> Self;
     /// bfloat16 pairs: the low halves and the high halves as floats.
     fn bf16_pairs(pairs: &[u32; LANES]) -> (Self, Self);
+    /// Word `i` of row `j` becomes word `j` of row `i`.
+    fn transpose(rows: [&[u32; LANES]; LANES], out: &mut [[u32; LANES]; LANES]);
 }
 
 /// `oarlock_sampler::math::exp` on every lane, the same operations in the same order.
@@ -186,6 +188,28 @@ mod tests {
             let want = run_on(InstructionSet::Portable);
             for set in InstructionSet::available() {
                 assert_eq!(run_on(set), want, "{set}: {a:?} {b:?}");
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn transposed<L: Lanes>(rows: &[[u32; LANES]; LANES], out: &mut [[u32; LANES]; LANES]) {
+        L::transpose(rows.each_ref(), out);
+    }
+
+    multiversion! {
+        fn run_transposed = transposed(rows: &[[u32; LANES]; LANES], out: &mut [[u32; LANES]; LANES]);
+    }
+
+    #[test]
+    fn every_instruction_set_transposes() {
+        let rows: [[u32; LANES]; LANES] =
+            std::array::from_fn(|row| std::array::from_fn(|word| (row * 100 + word) as u32));
+        for set in InstructionSet::available() {
+            let mut out = [[0; LANES]; LANES];
+            run_transposed(Isa::new(set).unwrap(), &rows, &mut out);
+            for (word, got) in out.iter().enumerate() {
+                assert_eq!(*got, std::array::from_fn(|row| rows[row][word]), "{set}");
             }
         }
     }

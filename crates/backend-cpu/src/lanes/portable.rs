@@ -122,6 +122,14 @@ impl Lanes for Portable {
             Self::each(|i| f32::from_bits(pairs[i] & 0xffff_0000)),
         )
     }
+    #[inline(always)]
+    fn transpose(rows: [&[u32; LANES]; LANES], out: &mut [[u32; LANES]; LANES]) {
+        for (word, out) in out.iter_mut().enumerate() {
+            for (out, row) in out.iter_mut().zip(rows) {
+                *out = row[word];
+            }
+        }
+    }
 }
 
 #[cfg(test)]

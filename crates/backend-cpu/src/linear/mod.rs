@@ -298,7 +298,7 @@ mod tests {
                 (0..TILE as u64).flat_map(|row| random_row(kind, columns, 0.1, row)).collect();
             let view = WeightView::whole("w", kind, TILE, columns, &data);
             let weight =
-                CpuWeight::pack(&[view], InnerSplit::WHOLE, Dtype::Auto, &mut pool).unwrap();
+                CpuWeight::pack(&[view], InnerSplit::WHOLE, Dtype::Auto, isa, &mut pool).unwrap();
             let mut buffers = ActivationBuffers::new(TILE_ROWS).unwrap();
             buffers.reserve(&weight).unwrap();
             let mut random = SplitMix(2);

@@ -40,7 +40,9 @@ impl QuantFormat {
 /// Scales: 16 f16, or (K kinds) 16 bytes of scales, then 16 of minimums or of the second halves'
 /// scales. Super scales: 16 f16, then, for kinds with a minimum, 16 f16 more.
 pub(crate) trait Format {
-    /// Bits of one quant.
+    /// How a file stores it.
+    const KIND: WeightKind;
+    /// Bits of one quant: also words of a block and an output in a tile.
     const BITS: usize;
     /// log2 of what is subtracted from each quant; `None` for nothing.
     const OFFSET_SHIFT: Option<u32>;
@@ -66,6 +68,7 @@ macro_rules! formats {
             pub(crate) struct $name;
 
             impl Format for $name {
+                const KIND: WeightKind = WeightKind::$name;
                 const BITS: usize = $bits;
                 const OFFSET_SHIFT: Option<u32> = $offset;
                 const MINIMUM: bool = $minimum;

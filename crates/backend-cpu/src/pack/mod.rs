@@ -1,7 +1,9 @@
 //! Packed weights: tiles of 16 outputs, ordered for the kernels.
 
 mod bf16;
+mod chunk;
 mod f32;
+mod float_rows;
 mod format;
 mod quantized;
 
@@ -14,6 +16,7 @@ use oarlock_backend::oracle::check_parts;
 use oarlock_backend::{BackendError, InnerSplit, WeightView};
 
 use crate::dtype::Dtype;
+use crate::isa::Isa;
 use crate::threads::ThreadPool;
 
 /// Outputs of one tile: the lanes of a vector.
@@ -61,6 +64,7 @@ impl CpuWeight {
         parts: &[WeightView<'_>],
         split: InnerSplit,
         dtype: Dtype,
+        isa: Isa,
         pool: &mut ThreadPool,
     ) -> Result<Self, BackendError> {
         let columns = check_parts(parts, split)?;
@@ -68,11 +72,11 @@ impl CpuWeight {
         let mut outputs = 0;
         for part in parts {
             let values = match (dtype, QuantFormat::of(part.kind)) {
-                (Dtype::Float32, _) => PartValues::F32(F32Part::pack(part, pool)?),
+                (Dtype::Float32, _) => PartValues::F32(F32Part::pack(part, isa, pool)?),
                 (Dtype::Auto, Some(format)) => {
-                    PartValues::Quantized(QuantPart::pack(part, format, pool)?)
+                    PartValues::Quantized(QuantPart::pack(part, format, isa, pool)?)
                 }
-                _ => PartValues::Bf16(Bf16Part::pack(part, split.segments, pool)?),
+                _ => PartValues::Bf16(Bf16Part::pack(part, split.segments, isa, pool)?),
             };
             packed.push(PackedPart { first_output: outputs, outputs: part.rows, values });
             outputs += part.rows;

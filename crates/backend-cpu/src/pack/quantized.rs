@@ -4,8 +4,11 @@ use oarlock_backend::quant::{SubBlock, sub_block};
 use oarlock_backend::{BackendError, WeightView};
 
 use crate::buffer::{AlignedBuffer, SharedSlice};
+use crate::isa::{Isa, multiversion};
+use crate::lanes::Lanes;
 use crate::threads::{ThreadPool, quarter_share};
 
+use super::chunk::{CHUNK, Chunk, write_chunk};
 use super::{BLOCK, Format, QuantFormat, TILE, with_format};
 
 /// Blocks of 32 in a super-block.
@@ -62,6 +65,7 @@ impl QuantPart {
     pub(crate) fn pack(
         view: &WeightView<'_>,
         format: QuantFormat,
+        isa: Isa,
         pool: &mut ThreadPool,
     ) -> Result<Self, BackendError> {
         let blocks = view.columns / BLOCK;
@@ -72,9 +76,9 @@ impl QuantPart {
             format,
             blocks,
             phase,
-            quants: AlignedBuffer::zeroed(tiles * bytes.quants, view.name)?,
-            scales: AlignedBuffer::zeroed(tiles * bytes.scales, view.name)?,
-            supers: AlignedBuffer::zeroed(tiles * bytes.supers, view.name)?,
+            quants: AlignedBuffer::unwritten(tiles * bytes.quants, view.name)?,
+            scales: AlignedBuffer::unwritten(tiles * bytes.scales, view.name)?,
+            supers: AlignedBuffer::unwritten(tiles * bytes.supers, view.name)?,
         };
         let quants = SharedSlice::new(&mut part.quants);
         let scales = SharedSlice::new(&mut part.scales);
@@ -91,7 +95,7 @@ impl QuantPart {
                         supers.range(range(bytes.supers)),
                     )
                 };
-                with_format!(format, F => pack_tile::<F>(view, tile, quants, scales, supers));
+                pack_tile(isa, format, view, tile, (quants, scales, supers));
             }
         })
         .map_err(|reason| BackendError::Weight { name: view.name.to_owned(), reason })?;
@@ -125,8 +129,29 @@ impl QuantPart {
     }
 }
 
-/// Packs one tile; outputs past the end stay zero (a zero scale makes them contribute nothing).
-fn pack_tile<F: Format>(
+multiversion! {
+    /// Packs one tile into its planes: quants, scales, super scales.
+    fn pack_tile = pack_tile_with(
+        format: QuantFormat,
+        view: &WeightView<'_>,
+        tile: usize,
+        planes: (&mut [u8], &mut [u8], &mut [u8]),
+    );
+}
+
+#[inline(always)]
+fn pack_tile_with<L: Lanes>(
+    format: QuantFormat,
+    view: &WeightView<'_>,
+    tile: usize,
+    (quants, scales, supers): (&mut [u8], &mut [u8], &mut [u8]),
+) {
+    with_format!(format, F => write_tile::<L, F>(view, tile, quants, scales, supers));
+}
+
+/// Writes one tile; outputs past the end stay zero (a zero scale makes them contribute nothing).
+#[inline(always)]
+fn write_tile<L: Lanes, F: Format>(
     view: &WeightView<'_>,
     tile: usize,
     quants: &mut [u8],
@@ -137,63 +162,71 @@ fn pack_tile<F: Format>(
     let first = tile * TILE;
     let first_block = view.first_column / BLOCK;
     let phase = first_block % SUPER;
-    for output in 0..TILE.min(view.rows - first) {
-        let row = &view.data[(first + output) * row_bytes..][..row_bytes];
-        let planes =
-            quants.chunks_exact_mut(F::QUANT_BYTES).zip(scales.chunks_exact_mut(F::SCALE_BYTES));
-        for (block, (quants, scales)) in planes.enumerate() {
-            let values = sub_block(view.kind, row, first_block + block);
-            put_quants::<F>(&values, quants, output);
-            put_scales::<F>(&values, scales, output);
-            // The first block of a super-block, or of the range.
-            if F::SUPER_BYTES > 0 && (block == 0 || (block + phase).is_multiple_of(SUPER)) {
-                let at = (block + phase) / SUPER * F::SUPER_BYTES;
-                put_supers::<F>(&values, &mut supers[at..], output);
+    let blocks = view.columns / BLOCK;
+    let quants: &mut [[u32; TILE]] = bytemuck::cast_slice_mut(quants);
+    let mut chunk: Chunk = [[0; CHUNK]; TILE];
+    let mut block = 0;
+    while block < blocks {
+        // Up to the end of a super-block.
+        let end = blocks.min(block + SUPER - (block + phase) % SUPER);
+        for (output, words) in chunk.iter_mut().enumerate().take(view.rows - first) {
+            let row = &view.data[(first + output) * row_bytes..][..row_bytes];
+            let words = words.chunks_exact_mut(F::BITS);
+            let scales = scales[block * F::SCALE_BYTES..end * F::SCALE_BYTES]
+                .chunks_exact_mut(F::SCALE_BYTES);
+            for ((at, words), scales) in (block..end).zip(words).zip(scales) {
+                let values = sub_block(F::KIND, row, first_block + at);
+                put_quants::<F>(&values, words);
+                put_scales::<F>(&values, scales, output);
+                if F::SUPER_BYTES > 0 && at == block {
+                    let at = (block + phase) / SUPER * F::SUPER_BYTES;
+                    put_supers::<F>(&values, &mut supers[at..], output);
+                }
             }
         }
+        write_chunk::<L>(&chunk, &mut quants[block * F::BITS..end * F::BITS]);
+        block = end;
     }
 }
 
-/// Four quants as one word, first in the low byte.
-fn word(quants: &[u8; BLOCK], group: usize) -> u32 {
-    u32::from_le_bytes([
-        quants[4 * group],
-        quants[4 * group + 1],
-        quants[4 * group + 2],
-        quants[4 * group + 3],
-    ])
-}
-
-fn put_word(plane: &mut [u8], at: usize, word: u32) {
-    plane[at..at + 4].copy_from_slice(&word.to_le_bytes());
-}
-
-fn put_quants<F: Format>(values: &SubBlock, plane: &mut [u8], output: usize) {
-    let words: [u32; 8] = std::array::from_fn(|group| word(&values.quants, group));
+/// The quants of a block and an output, as the words that lie `TILE` words apart in a tile.
+#[inline(always)]
+fn put_quants<F: Format>(values: &SubBlock, out: &mut [u32]) {
+    let mut words = [0; BLOCK / 4];
+    for (word, quants) in words.iter_mut().zip(values.quants.as_chunks::<4>().0) {
+        *word = u32::from_le_bytes(*quants);
+    }
     if F::BITS == 8 {
-        for (group, word) in words.into_iter().enumerate() {
-            put_word(plane, group * 64 + output * 4, word);
+        for (out, word) in out.iter_mut().zip(words) {
+            *out = word.to_le();
         }
         return;
     }
     for group in 0..4 {
         let low = words[group] & 0x0f0f_0f0f;
         let high = words[group + 4] & 0x0f0f_0f0f;
-        put_word(plane, group * 64 + output * 4, low | high << 4);
+        out[group] = (low | high << 4).to_le();
     }
-    let above = words.map(|word| word >> 4 & 0x0f0f_0f0f);
+    for word in &mut words {
+        *word = *word >> 4 & 0x0f0f_0f0f;
+    }
     if F::BITS == 5 {
-        let bits = (0..8).fold(0, |bits, group| bits | above[group] << group);
-        put_word(plane, 256 + output * 4, bits);
+        out[4] = 0;
+        for (group, word) in words.iter().enumerate() {
+            out[4] |= (word << group).to_le();
+        }
     }
     if F::BITS == 6 {
-        for half in 0..2 {
-            let bits = (0..4).fold(0, |bits, group| bits | above[half * 4 + group] << (2 * group));
-            put_word(plane, 256 + half * 64 + output * 4, bits);
+        for (half, words) in words.chunks_exact(4).enumerate() {
+            out[4 + half] = 0;
+            for (group, word) in words.iter().enumerate() {
+                out[4 + half] |= (word << (2 * group)).to_le();
+            }
         }
     }
 }
 
+#[inline(always)]
 fn put_scales<F: Format>(values: &SubBlock, plane: &mut [u8], output: usize) {
     if F::MINIMUM {
         plane[output] = values.sub_scales[0].cast_unsigned();
@@ -206,6 +239,7 @@ fn put_scales<F: Format>(values: &SubBlock, plane: &mut [u8], output: usize) {
     }
 }
 
+#[inline(always)]
 fn put_supers<F: Format>(values: &SubBlock, plane: &mut [u8], output: usize) {
     plane[2 * output..2 * output + 2].copy_from_slice(&values.scale.to_le_bytes());
     if F::MINIMUM {

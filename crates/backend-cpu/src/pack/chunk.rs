@@ -1,0 +1,37 @@
+//! Sixteen rows side by side, and their change of order: how every packer turns rows of a file into tiles.
+//!
+//! A packer decodes a piece of each of a tile's rows into the words of a [`Chunk`], which stays in the
+//! nearest cache, and [`write_chunk`] writes it to the tile in order: whole cache lines, one after the other.
+
+use crate::lanes::{LANES, Lanes};
+
+use super::TILE;
+
+/// Words of one row in a chunk: four lines of its cache, so that rows which lie a power of two apart in a
+/// file, and compete for the same places of the cache, are read for several lines at once.
+pub(super) const CHUNK: usize = 64;
+
+/// Words `[row][word]` of a tile's rows.
+pub(super) type Chunk = [[u32; CHUNK]; TILE];
+
+/// Writes the first words of every row as `[word][row]`.
+#[inline(always)]
+pub(super) fn write_chunk<L: Lanes>(chunk: &Chunk, out: &mut [[u32; TILE]]) {
+    let (whole, rest) = out.as_chunks_mut::<LANES>();
+    let square = |index: usize| {
+        let mut rows = [&[0; LANES]; TILE];
+        for (to, row) in rows.iter_mut().zip(chunk) {
+            *to = &row.as_chunks::<LANES>().0[index];
+        }
+        rows
+    };
+    let last = whole.len();
+    for (index, out) in whole.iter_mut().enumerate() {
+        L::transpose(square(index), out);
+    }
+    if !rest.is_empty() {
+        let mut padded = [[0; TILE]; LANES];
+        L::transpose(square(last), &mut padded);
+        rest.copy_from_slice(&padded[..rest.len()]);
+    }
+}
