@@ -1,7 +1,7 @@
 //! Speed of packing weights out of a mapped file that the page cache holds, against the speed at which one
 //! thread reads that file: what a load costs beside the disk.
 //!
-//! `cargo run --release -p oarlock-backend-cpu --example pack_speed [MB per kind] [threads] [dtype]`
+//! `cargo run --release -p oarlock-backend-cpu --example pack_speed [MB per kind] [threads] [dtype] [kind]...`
 #![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
 use std::fs::File;
@@ -27,6 +27,7 @@ fn main() {
     let threads = argument(2).and_then(|arg| arg.parse().ok()).unwrap_or(2);
     let dtype = argument(3).and_then(|arg| arg.parse().ok()).unwrap_or(Dtype::Auto);
     let folder = tempfile::tempdir().expect("a temporary folder");
+    let wanted: Vec<String> = std::env::args().skip(4).collect();
     println!("{megabytes} MB of {ROWS} x {COLUMNS}, {threads} threads, {dtype}; GB/s of the file");
     for kind in [
         WeightKind::Bf16,
@@ -39,6 +40,9 @@ fn main() {
         WeightKind::Q5K,
         WeightKind::Q6K,
     ] {
+        if !wanted.is_empty() && !wanted.contains(&format!("{kind:?}")) {
+            continue;
+        }
         let path = folder.path().join("weights");
         let tensors = write_file(&path, kind, megabytes);
         let mut reading = Vec::new();

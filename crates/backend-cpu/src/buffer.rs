@@ -46,7 +46,8 @@ impl<T: Zeroable + Copy> AlignedBuffer<T> {
         let bytes = len.saturating_mul(size_of::<T>());
         let no_memory = || BackendError::OutOfMemory { what: what.to_owned(), bytes };
         if bytes == 0 {
-            return Ok(Self { pointer: NonNull::dangling(), len: 0 });
+            let nowhere = NonNull::without_provenance(ALIGNMENT.try_into().expect("not zero"));
+            return Ok(Self { pointer: nowhere, len: 0 });
         }
         let layout = Self::layout(len).ok_or_else(no_memory)?;
         let pointer = allocate(layout).ok_or_else(no_memory)?;

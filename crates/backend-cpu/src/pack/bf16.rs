@@ -25,7 +25,7 @@ pub(crate) struct Bf16Part {
 pub(crate) fn round_to_bf16(value: f32) -> bf16 {
     let bits = value.to_bits();
     // A NaN stays one, whichever of its bits are cut off.
-    let nearest = if value.is_nan() { bits } else { bits + 0x7fff + (bits >> 16 & 1) };
+    let nearest = if value.is_nan() { bits | 1 << 22 } else { bits + 0x7fff + (bits >> 16 & 1) };
     bf16::from_bits(operand(nearest >> 16) as u16)
 }
 

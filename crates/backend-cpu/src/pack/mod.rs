@@ -5,7 +5,10 @@ mod chunk;
 mod f32;
 mod float_rows;
 mod format;
+mod order;
 mod quantized;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use self::f32::F32Part;
 pub(crate) use bf16::{Bf16Part, round_to_bf16};

@@ -1,6 +1,5 @@
 //! Packs quantized weights: from rows of GGML blocks to tiles (see [`Format`] for the layout).
 
-use oarlock_backend::quant::{SubBlock, sub_block};
 use oarlock_backend::{BackendError, WeightView};
 
 use crate::buffer::{AlignedBuffer, SharedSlice};
@@ -9,10 +8,8 @@ use crate::lanes::Lanes;
 use crate::threads::{ThreadPool, quarter_share};
 
 use super::chunk::{CHUNK, Chunk, write_chunk};
+use super::order::{Order, Ordered, SUPER};
 use super::{BLOCK, Format, QuantFormat, TILE, with_format};
-
-/// Blocks of 32 in a super-block.
-const SUPER: usize = 8;
 
 /// A packed quantized matrix: tiles, each with its blocks in order of columns.
 #[derive(Debug)]
@@ -151,7 +148,7 @@ fn pack_tile_with<L: Lanes>(
 
 /// Writes one tile; outputs past the end stay zero (a zero scale makes them contribute nothing).
 #[inline(always)]
-fn write_tile<L: Lanes, F: Format>(
+fn write_tile<L: Lanes, F: Order>(
     view: &WeightView<'_>,
     tile: usize,
     quants: &mut [u8],
@@ -159,91 +156,34 @@ fn write_tile<L: Lanes, F: Format>(
     supers: &mut [u8],
 ) {
     let row_bytes = view.row_bytes();
-    let first = tile * TILE;
+    let rows = &view.data[tile * TILE * row_bytes..];
     let first_block = view.first_column / BLOCK;
     let phase = first_block % SUPER;
     let blocks = view.columns / BLOCK;
     let quants: &mut [[u32; TILE]] = bytemuck::cast_slice_mut(quants);
+    let scales = scales.as_chunks_mut().0;
+    let supers: &mut [[u16; TILE]] = bytemuck::cast_slice_mut(supers);
     let mut chunk: Chunk = [[0; CHUNK]; TILE];
-    let mut block = 0;
-    while block < blocks {
-        // Up to the end of a super-block.
-        let end = blocks.min(block + SUPER - (block + phase) % SUPER);
-        for (output, words) in chunk.iter_mut().enumerate().take(view.rows - first) {
-            let row = &view.data[(first + output) * row_bytes..][..row_bytes];
-            let words = words.chunks_exact_mut(F::BITS);
-            let scales = scales[block * F::SCALE_BYTES..end * F::SCALE_BYTES]
-                .chunks_exact_mut(F::SCALE_BYTES);
-            for ((at, words), scales) in (block..end).zip(words).zip(scales) {
-                let values = sub_block(F::KIND, row, first_block + at);
-                put_quants::<F>(&values, words);
-                put_scales::<F>(&values, scales, output);
-                if F::SUPER_BYTES > 0 && at == block {
-                    let at = (block + phase) / SUPER * F::SUPER_BYTES;
-                    put_supers::<F>(&values, &mut supers[at..], output);
-                }
-            }
+    let mut words = [[0; TILE]; CHUNK];
+    let mut ordered = Ordered::default();
+    // Whole super-blocks are read; what the view does not see of the first and last is not written.
+    let super_bytes = SUPER * BLOCK / F::KIND.block_values() * F::KIND.block_bytes();
+    for super_block in 0..(phase + blocks).div_ceil(SUPER) {
+        let first_byte = (first_block / SUPER + super_block) * super_bytes;
+        for (output, row) in rows.chunks_exact(row_bytes).take(TILE).enumerate() {
+            let stored = &row[first_byte..row_bytes.min(first_byte + super_bytes)];
+            F::copy(stored, &mut chunk[output], output, &mut ordered);
         }
-        write_chunk::<L>(&chunk, &mut quants[block * F::BITS..end * F::BITS]);
-        block = end;
-    }
-}
-
-/// The quants of a block and an output, as the words that lie `TILE` words apart in a tile.
-#[inline(always)]
-fn put_quants<F: Format>(values: &SubBlock, out: &mut [u32]) {
-    let mut words = [0; BLOCK / 4];
-    for (word, quants) in words.iter_mut().zip(values.quants.as_chunks::<4>().0) {
-        *word = u32::from_le_bytes(*quants);
-    }
-    if F::BITS == 8 {
-        for (out, word) in out.iter_mut().zip(words) {
-            *out = word.to_le();
-        }
-        return;
-    }
-    for group in 0..4 {
-        let low = words[group] & 0x0f0f_0f0f;
-        let high = words[group + 4] & 0x0f0f_0f0f;
-        out[group] = (low | high << 4).to_le();
-    }
-    for word in &mut words {
-        *word = *word >> 4 & 0x0f0f_0f0f;
-    }
-    if F::BITS == 5 {
-        out[4] = 0;
-        for (group, word) in words.iter().enumerate() {
-            out[4] |= (word << group).to_le();
-        }
-    }
-    if F::BITS == 6 {
-        for (half, words) in words.chunks_exact(4).enumerate() {
-            out[4 + half] = 0;
-            for (group, word) in words.iter().enumerate() {
-                out[4 + half] |= (word << (2 * group)).to_le();
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn put_scales<F: Format>(values: &SubBlock, plane: &mut [u8], output: usize) {
-    if F::MINIMUM {
-        plane[output] = values.sub_scales[0].cast_unsigned();
-        plane[TILE + output] = values.minimum;
-    } else if F::HALVES {
-        plane[output] = values.sub_scales[0].cast_unsigned();
-        plane[TILE + output] = values.sub_scales[1].cast_unsigned();
-    } else {
-        plane[2 * output..2 * output + 2].copy_from_slice(&values.scale.to_le_bytes());
-    }
-}
-
-#[inline(always)]
-fn put_supers<F: Format>(values: &SubBlock, plane: &mut [u8], output: usize) {
-    plane[2 * output..2 * output + 2].copy_from_slice(&values.scale.to_le_bytes());
-    if F::MINIMUM {
-        plane[32 + 2 * output..34 + 2 * output]
-            .copy_from_slice(&values.minimum_scale.to_le_bytes());
+        write_chunk::<L>(&chunk, &mut words[..F::WORDS]);
+        F::order(&words, &mut ordered);
+        let seen =
+            (super_block * SUPER).max(phase)..((super_block + 1) * SUPER).min(phase + blocks);
+        let from = seen.start % SUPER;
+        let to = seen.start - phase;
+        quants[to * F::BITS..][..seen.len() * F::BITS]
+            .copy_from_slice(&ordered.quants[from * F::BITS..][..seen.len() * F::BITS]);
+        scales[to..][..seen.len()].copy_from_slice(&ordered.scales[from..][..seen.len()]);
+        let len = F::SUPER_BYTES / size_of::<[u16; TILE]>();
+        supers[super_block * len..][..len].copy_from_slice(&ordered.supers[..len]);
     }
 }
