@@ -47,27 +47,32 @@ fn copy_blocks<const BYTES: usize>(
     output: usize,
     out: &mut Ordered,
 ) {
-    let blocks = stored.as_chunks::<BYTES>().0;
-    let words = words.chunks_exact_mut((BYTES - 2) / 4);
-    for ((block, words), scales) in blocks.iter().zip(words).zip(&mut out.scales) {
-        for (word, bytes) in words.iter_mut().zip(block[2..].as_chunks().0) {
-            *word = u32::from_le_bytes(*bytes);
-        }
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(words);
+    let blocks = stored.as_chunks::<BYTES>().0.iter();
+    for ((block, bytes), scales) in
+        blocks.zip(bytes.chunks_exact_mut(BYTES - 2)).zip(&mut out.scales)
+    {
+        bytes.copy_from_slice(&block[2..]);
         scales[2 * output] = block[0];
         scales[2 * output + 1] = block[1];
     }
+    from_stored(words);
 }
 
-/// Copies a super-block of `BYTES`, the last word perhaps in part.
+/// Copies a super-block of `BYTES`, which may end inside of a word.
 #[inline(always)]
 fn copy_super_block<const BYTES: usize>(stored: &[u8], words: &mut [u32; CHUNK]) {
     let Some(block) = stored.first_chunk::<BYTES>() else { return };
-    let (whole, rest) = block.as_chunks();
-    for (word, bytes) in words.iter_mut().zip(whole) {
-        *word = u32::from_le_bytes(*bytes);
-    }
-    if let [low, high] = rest {
-        words[BYTES / 4] = u32::from_le_bytes([*low, *high, 0, 0]);
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(words);
+    bytes[..BYTES].copy_from_slice(block);
+    from_stored(words);
+}
+
+/// Words whose bytes were copied from a file; nothing to do on a little-endian machine.
+#[inline(always)]
+fn from_stored(words: &mut [u32; CHUNK]) {
+    for word in words {
+        *word = u32::from_le(*word);
     }
 }
 
