@@ -111,12 +111,14 @@ fn put_row<L: Lanes>(
     if columns < 2 * CHUNK {
         out.fill(0);
     }
-    if columns.is_multiple_of(2)
-        && let Some(pairs) = rows.stored_pairs(row, first, columns / 2)
-    {
-        for (out, pair) in out.iter_mut().zip(pairs) {
-            let word = u32::from_le_bytes(*pair);
-            *out = operand(word & 0xffff) | operand(word >> 16) << 16;
+    if let Some(stored) = rows.stored_bf16(row, first, columns) {
+        let (pairs, last) = stored.as_chunks();
+        let bits = |value: &[u8; 2]| operand(u16::from_le_bytes(*value).into());
+        for (out, [even, odd]) in out.iter_mut().zip(pairs) {
+            *out = bits(even) | bits(odd) << 16;
+        }
+        if let [last] = last {
+            out[pairs.len()] = bits(last);
         }
         return;
     }

@@ -7,6 +7,7 @@ use oarlock_backend::{WeightKind, WeightView};
 use crate::lanes::{LANES, Lanes};
 
 use super::TILE;
+use super::chunk::prefetch;
 
 /// The rows of one tile, as far as a view sees them.
 pub(super) struct FloatRows<'a> {
@@ -42,20 +43,34 @@ impl<'a> FloatRows<'a> {
         &self.view.data[(self.first_row + row) * row_bytes..][..row_bytes]
     }
 
+    /// `count` values of `BYTES` of a stored row, from `column` of those that the view sees.
+    #[inline(always)]
+    fn stored<const BYTES: usize>(
+        &self,
+        row: usize,
+        column: usize,
+        count: usize,
+    ) -> &'a [[u8; BYTES]] {
+        let row_bytes = self.view.row_bytes();
+        let rows = &self.view.data[self.first_row * row_bytes..];
+        let at = row * row_bytes + (self.view.first_column + column) * BYTES;
+        prefetch(rows, row_bytes, at, count * BYTES);
+        rows[at..at + count * BYTES].as_chunks().0
+    }
+
     /// `out.len()` values of a row, from this of the columns that the view sees.
     #[inline(always)]
     pub(super) fn read<L: Lanes>(&self, row: usize, column: usize, out: &mut [f32]) {
-        let column = self.view.first_column + column;
         let len = out.len();
         match self.view.kind {
             WeightKind::F32 => {
-                let values = &self.bytes(row).as_chunks::<4>().0[column..][..len];
+                let values = self.stored::<4>(row, column, len);
                 for (out, value) in out.iter_mut().zip(values) {
                     *out = f32::from_le_bytes(*value);
                 }
             }
             WeightKind::F16 => {
-                let halves = &self.bytes(row).as_chunks::<2>().0[column..][..len];
+                let halves = self.stored::<2>(row, column, len);
                 let (whole, rest) = out.as_chunks_mut();
                 for (out, halves) in whole.iter_mut().zip(halves.as_chunks().0) {
                     half_floats::<L>(halves).store(out);
@@ -67,32 +82,29 @@ impl<'a> FloatRows<'a> {
                 rest.copy_from_slice(&last[..rest.len()]);
             }
             WeightKind::Bf16 => {
-                let values = &self.bytes(row).as_chunks::<2>().0[column..][..len];
+                let values = self.stored::<2>(row, column, len);
                 for (out, value) in out.iter_mut().zip(values) {
                     *out = bf16::from_le_bytes(*value).to_f32();
                 }
             }
             _ => {
-                let first = row * self.view.stored_columns + column;
+                let first = row * self.view.stored_columns + self.view.first_column + column;
                 out.copy_from_slice(&self.decoded[first..][..len]);
             }
         }
     }
 
-    /// Pairs of bfloat16 of a row as they are stored, from this of the columns that the view sees; `None` for
+    /// `count` bfloat16 of a row as they are stored, from this of the columns that the view sees; `None` for
     /// weights of other kinds.
     #[inline(always)]
-    pub(super) fn stored_pairs(
+    pub(super) fn stored_bf16(
         &self,
         row: usize,
         column: usize,
-        pairs: usize,
-    ) -> Option<&[[u8; 4]]> {
-        if self.view.kind != WeightKind::Bf16 {
-            return None;
-        }
-        let first = 2 * (self.view.first_column + column);
-        Some(self.bytes(row)[first..first + 4 * pairs].as_chunks().0)
+        count: usize,
+    ) -> Option<&'a [[u8; 2]]> {
+        let is_bf16 = self.view.kind == WeightKind::Bf16;
+        is_bf16.then(|| self.stored(row, column, count))
     }
 }
 

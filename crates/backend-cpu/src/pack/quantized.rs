@@ -7,7 +7,7 @@ use crate::isa::{Isa, multiversion};
 use crate::lanes::Lanes;
 use crate::threads::{ThreadPool, quarter_share};
 
-use super::chunk::{CHUNK, Chunk, write_chunk};
+use super::chunk::{CHUNK, Chunk, prefetch, write_chunk};
 use super::order::{Order, Ordered, SUPER};
 use super::{BLOCK, Format, QuantFormat, TILE, with_format};
 
@@ -171,6 +171,7 @@ fn write_tile<L: Lanes, F: Order>(
     for super_block in 0..(phase + blocks).div_ceil(SUPER) {
         let first_byte = (first_block / SUPER + super_block) * super_bytes;
         for (output, row) in rows.chunks_exact(row_bytes).take(TILE).enumerate() {
+            prefetch(rows, row_bytes, output * row_bytes + first_byte, super_bytes);
             let stored = &row[first_byte..row_bytes.min(first_byte + super_bytes)];
             F::copy(stored, &mut chunk[output], output, &mut ordered);
         }

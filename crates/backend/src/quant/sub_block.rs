@@ -40,7 +40,7 @@ impl WeightKind {
 ///
 /// # Panics
 /// If the row is shorter, or the kind is not quantized.
-#[inline(always)]
+#[inline]
 #[must_use]
 pub fn sub_block(kind: WeightKind, row: &[u8], index: usize) -> SubBlock {
     let per_block = kind.block_values() / SUB_BLOCK;
@@ -60,19 +60,16 @@ pub fn sub_block(kind: WeightKind, row: &[u8], index: usize) -> SubBlock {
     }
 }
 
-#[inline(always)]
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
 /// A block with one scale and no minimum.
-#[inline(always)]
 fn plain(scale: u16, quants: [u8; SUB_BLOCK]) -> SubBlock {
     SubBlock { quants, sub_scales: [1, 1], minimum: 0, scale, minimum_scale: 0 }
 }
 
 /// 16 bytes to 32 nibbles: low ones first.
-#[inline(always)]
 fn nibbles(bytes: &[u8]) -> [u8; SUB_BLOCK] {
     let mut quants = [0; SUB_BLOCK];
     let (low, high) = quants.split_at_mut(16);
@@ -84,13 +81,11 @@ fn nibbles(bytes: &[u8]) -> [u8; SUB_BLOCK] {
 }
 
 /// d, qs[16].
-#[inline(always)]
 fn q4_0(block: &[u8]) -> SubBlock {
     plain(u16_at(block, 0), nibbles(&block[2..18]))
 }
 
 /// d, qh (32 bits), qs[16].
-#[inline(always)]
 fn q5_0(block: &[u8]) -> SubBlock {
     let high = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
     let mut quants = nibbles(&block[6..22]);
@@ -101,7 +96,6 @@ fn q5_0(block: &[u8]) -> SubBlock {
 }
 
 /// d, qs[32] signed; made unsigned by adding 128.
-#[inline(always)]
 fn q8_0(block: &[u8]) -> SubBlock {
     let mut quants = [0; SUB_BLOCK];
     for (quant, byte) in quants.iter_mut().zip(&block[2..34]) {
@@ -111,7 +105,6 @@ fn q8_0(block: &[u8]) -> SubBlock {
 }
 
 /// 6-bit scale and minimum of a sub-block out of 12 bytes (`get_scale_min_k4`).
-#[inline(always)]
 fn scale_and_minimum(scales: &[u8], sub: usize) -> (u8, u8) {
     if sub < 4 {
         (scales[sub] & 63, scales[sub + 4] & 63)
@@ -125,7 +118,6 @@ fn scale_and_minimum(scales: &[u8], sub: usize) -> (u8, u8) {
 }
 
 /// 32 bytes per 64 values: low nibbles are the first 32 values.
-#[inline(always)]
 fn k_nibbles(bytes: &[u8], sub: usize) -> [u8; SUB_BLOCK] {
     let shift = sub % 2 * 4;
     let mut quants = [0; SUB_BLOCK];
@@ -136,7 +128,6 @@ fn k_nibbles(bytes: &[u8], sub: usize) -> [u8; SUB_BLOCK] {
 }
 
 /// d, dmin, scales[12], qs[128].
-#[inline(always)]
 fn q4_k(block: &[u8], sub: usize) -> SubBlock {
     let (scale, minimum) = scale_and_minimum(&block[4..16], sub);
     SubBlock {
@@ -149,7 +140,6 @@ fn q4_k(block: &[u8], sub: usize) -> SubBlock {
 }
 
 /// d, dmin, scales[12], qh[32], qs[128]; bit `sub` of qh[i] is bit 4 of value i.
-#[inline(always)]
 fn q5_k(block: &[u8], sub: usize) -> SubBlock {
     let (scale, minimum) = scale_and_minimum(&block[4..16], sub);
     let mut quants = k_nibbles(&block[48..176], sub);
@@ -166,7 +156,6 @@ fn q5_k(block: &[u8], sub: usize) -> SubBlock {
 }
 
 /// ql[128], qh[64], scales[16] signed, d. Each half of 128 values has 64 bytes of ql and 32 of qh.
-#[inline(always)]
 fn q6_k(block: &[u8], sub: usize) -> SubBlock {
     let (half, quarter) = (sub / 4, sub % 4);
     let low = &block[half * 64 + quarter % 2 * 32..][..32];
