@@ -195,16 +195,9 @@ impl Backend for CpuBackend {
         first_token: u32,
     ) -> Result<CpuTable, BackendError> {
         check_view(table)?;
-        let mut data = AlignedBuffer::zeroed(table.data.len(), table.name)?;
-        data.copy_from_slice(table.data);
-        self.memory_bytes += data.bytes();
-        Ok(CpuTable {
-            kind: table.kind,
-            columns: table.columns,
-            row_bytes: table.row_bytes(),
-            first_token: first_token as usize,
-            data,
-        })
+        let table = CpuTable::pack(table, first_token, &mut self.pool)?;
+        self.memory_bytes += table.data.bytes();
+        Ok(table)
     }
 
     fn vector(&mut self, values: &[f32]) -> Result<CpuVector, BackendError> {

@@ -1,8 +1,9 @@
 //! What a backend hands out: activations, tables, vectors.
 
-use oarlock_backend::{RowSet, WeightKind};
+use oarlock_backend::{BackendError, RowSet, WeightKind, WeightView};
 
 use crate::buffer::{AlignedBuffer, SharedSlice};
+use crate::threads::ThreadPool;
 
 /// Activations, `[rows, width]`.
 #[derive(Debug)]
@@ -26,6 +27,34 @@ pub struct CpuTable {
 #[derive(Debug)]
 pub struct CpuVector {
     pub(crate) values: AlignedBuffer<f32>,
+}
+
+impl CpuTable {
+    /// Copies a checked view on all threads.
+    pub(crate) fn pack(
+        table: &WeightView<'_>,
+        first_token: u32,
+        pool: &mut ThreadPool,
+    ) -> Result<Self, BackendError> {
+        /// Bytes that a thread copies at a time.
+        const PIECE: usize = 1 << 20;
+        let len = table.data.len();
+        let mut data = AlignedBuffer::unwritten(len, table.name)?;
+        let shared = SharedSlice::new(&mut data);
+        pool.run(len.div_ceil(PIECE), 1, &|_, pieces| {
+            let range = pieces.start * PIECE..len.min(pieces.end * PIECE);
+            // SAFETY: each piece is copied by one thread, and the buffer outlives the job.
+            unsafe { shared.range(range.clone()) }.copy_from_slice(&table.data[range]);
+        })
+        .map_err(|reason| BackendError::Weight { name: table.name.to_owned(), reason })?;
+        Ok(Self {
+            kind: table.kind,
+            columns: table.columns,
+            row_bytes: table.row_bytes(),
+            first_token: first_token as usize,
+            data,
+        })
+    }
 }
 
 impl CpuTensor {
