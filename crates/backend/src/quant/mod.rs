@@ -2,9 +2,11 @@
 //! them), decoded to float32 or, for packers, to sub-blocks of 32 quants.
 
 mod encode;
+mod quantize;
 mod sub_block;
 
 pub use encode::{SplitMix, encode_row, random_row};
+pub use quantize::{QuantizeError, QuantizedWeight, quantize};
 pub use sub_block::{SUB_BLOCK, SubBlock, sub_block};
 
 use half::{bf16, f16};
