@@ -85,6 +85,18 @@ pub(crate) struct ExpertsSpec {
     pub(crate) layers: Vec<bool>,
 }
 
+/// Layers at most. Checked before anything is made for each of them.
+const MAX_LAYERS: usize = 1024;
+
+/// Refuses more layers than there can be.
+pub(crate) fn check_layers(num_layers: usize) -> Result<(), ModelError> {
+    if num_layers > MAX_LAYERS {
+        let reason = format!("{num_layers} is more than {MAX_LAYERS}");
+        return Err(ModelError::metadata("block_count (num_hidden_layers)", reason));
+    }
+    Ok(())
+}
+
 /// Tokens of a vocabulary at most: what sums of 64-bit sampling weights have room for.
 const MAX_VOCABULARY: usize = (1 << 19) - 1;
 
@@ -102,10 +114,10 @@ impl DecoderSpec {
     /// Bounds that every backend relies on, each generous for any known model: a damaged header must not
     /// ask for more memory than there is. Keys are named as GGUF and `config.json` end with, (GGUF, hub).
     pub(crate) fn check(&self) -> Result<(), ModelError> {
+        check_layers(self.num_layers)?;
         let experts = self.experts.as_ref();
         let expert = |value: fn(&ExpertsSpec) -> usize| experts.map_or(1, value);
         let limits = [
-            ("block_count (num_hidden_layers)", self.num_layers, 1024),
             ("embedding_length (hidden_size)", self.hidden, 1 << 17),
             ("attention.head_count (num_attention_heads)", self.num_heads, 1024),
             ("feed_forward_length (intermediate_size)", self.feed_forward, 1 << 20),

@@ -55,7 +55,10 @@ fn bytes_of(path: &Path) -> usize {
         return info.len() as usize;
     }
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    entries.filter_map(|entry| fs::metadata(entry.path()).ok()).map(|info| info.len() as usize).sum()
+    entries
+        .filter_map(|entry| fs::metadata(entry.path()).ok())
+        .map(|info| info.len() as usize)
+        .sum()
 }
 
 /// An error, or a model: an error must say what it is about.

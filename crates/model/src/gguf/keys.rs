@@ -5,7 +5,7 @@ use oarlock_backend::RotaryStyle;
 use super::{Header, Metadata, Value};
 use crate::ModelError;
 use crate::rope::{Rope, RopeScaling, Yarn, long_attention_factor, yarn_attention_factor};
-use crate::spec::{DecoderSpec, ExpertsSpec, llama_like};
+use crate::spec::{DecoderSpec, ExpertsSpec, check_layers, llama_like};
 use crate::weights::floats;
 
 /// Metadata keys that begin with the name of the architecture, and the tensors that belong to them.
@@ -102,6 +102,7 @@ impl<'a> Keys<'a> {
         }
         let num_kv_heads = self.find_positive("attention.head_count_kv")?.unwrap_or(num_heads);
         let num_layers = self.positive("block_count")?;
+        check_layers(num_layers)?;
         let feed_forward = self.positive("feed_forward_length")?;
         let widths = [num_layers, hidden, num_heads, num_kv_heads, head_dim, feed_forward];
         let context_length = self.positive("context_length")?;

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{read_json, rope};
 use crate::ModelError;
 use crate::buffers::BufferType;
-use crate::spec::{DecoderSpec, WindowedLayers, llama_like};
+use crate::spec::{DecoderSpec, WindowedLayers, check_layers, llama_like};
 
 pub(super) const FILE: &str = "config.json";
 
@@ -162,6 +162,7 @@ impl Config {
         };
         let num_kv_heads = self.find_positive("num_key_value_heads")?.unwrap_or(num_heads);
         let num_layers = self.positive("num_hidden_layers")?;
+        check_layers(num_layers)?;
         let feed_forward = self.positive("intermediate_size")?;
         let attention_bias = self.flag("attention_bias")?;
         let widths = [num_layers, hidden, num_heads, num_kv_heads, head_dim, feed_forward];

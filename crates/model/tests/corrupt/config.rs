@@ -65,8 +65,15 @@ fn counts_that_cannot_be() {
             clear_or_loaded(folder.path(), &format!("{field} null"));
         }
         for field in ["rms_norm_eps", "rope_theta"] {
-            for value in [json!(0), json!(-1e-6), json!("x"), json!([]), json!({}), json!(true), json!(1e308)]
-            {
+            for value in [
+                json!(0),
+                json!(-1e-6),
+                json!("x"),
+                json!([]),
+                json!({}),
+                json!(true),
+                json!(1e308),
+            ] {
                 let mut config = right.clone();
                 // Where it is nested, it counts there.
                 config.as_object_mut().unwrap().remove("rope_parameters");

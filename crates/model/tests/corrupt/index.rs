@@ -102,7 +102,8 @@ fn indexes_that_are_no_index() {
     let (folder, map) = sharded();
     let path = folder.path().join(INDEX);
     let deep = r#"{"weight_map":"#.repeat(50_000);
-    for text in ["", "{", "[]", "null", "{}", r#"{"weight_map":7}"#, r#"{"weight_map":[]}"#, &deep] {
+    for text in ["", "{", "[]", "null", "{}", r#"{"weight_map":7}"#, r#"{"weight_map":[]}"#, &deep]
+    {
         fs::write(&path, text).unwrap();
         refused(folder.path(), &[INDEX]);
     }

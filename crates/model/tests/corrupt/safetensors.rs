@@ -61,8 +61,17 @@ fn headers_of_any_claimed_length() {
     let folder = folder("llama");
     let bytes = bytes_of(&folder);
     let right = u64::from_le_bytes(*bytes.first_chunk().unwrap());
-    for len in [0, 1, right - 1, right + 1, bytes.len() as u64, 100_000_001, 1 << 62, u64::MAX - 7, u64::MAX]
-    {
+    for len in [
+        0,
+        1,
+        right - 1,
+        right + 1,
+        bytes.len() as u64,
+        100_000_001,
+        1 << 62,
+        u64::MAX - 7,
+        u64::MAX,
+    ] {
         put(&folder, &[&len.to_le_bytes(), &bytes[8..]].concat());
         refused(folder.path(), &[FILE]);
     }
@@ -146,7 +155,11 @@ fn places_and_shapes_that_cannot_be() {
 fn long_headers() {
     let folder = folder("llama");
     let entry = |index: usize| {
-        format!(r#""{index}":{{"dtype":"BF16","shape":[],"data_offsets":[{},{}]}}"#, 2 * index, 2 * index + 2)
+        format!(
+            r#""{index}":{{"dtype":"BF16","shape":[],"data_offsets":[{},{}]}}"#,
+            2 * index,
+            2 * index + 2
+        )
     };
     let tensors = 20_000;
     let many: Vec<String> = (0..tensors).map(entry).collect();
