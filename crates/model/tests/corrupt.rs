@@ -28,6 +28,9 @@ use tempfile::TempDir;
 
 /// What a file may cost in memory for each of its bytes: the weights once, and its header as a tree of values.
 const MEMORY_PER_BYTE: usize = 24;
+/// What a `config.json` may cost besides, for each of its bytes, of which there may be a mebibyte: a list of
+/// zeros has two bytes for each and becomes 72, in memory that doubles as it grows.
+const MEMORY_PER_CONFIG_BYTE: usize = 100;
 /// What any file may cost.
 const MEMORY_BASE: usize = 4 << 20;
 
@@ -43,7 +46,8 @@ fn attempt(path: &Path) -> Result<(), String> {
         let model = load(&checkpoint, &mut backend, Box::new(Alone), 2, &mut |_| ());
         model.map(drop).map_err(|error| error.to_string())
     });
-    let allowed = MEMORY_BASE + MEMORY_PER_BYTE * size;
+    let config = bytes_of(&path.join("config.json")).min(1 << 20);
+    let allowed = MEMORY_BASE + MEMORY_PER_BYTE * size + MEMORY_PER_CONFIG_BYTE * config;
     assert!(peak <= allowed, "{peak} bytes of memory for {size} in files: {result:?}");
     result
 }

@@ -70,7 +70,22 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Header, String> {
             return Err(format!("tensor {name} is listed twice"));
         }
     }
+    check_places(&tensors)?;
     Ok(Header { metadata, tensors })
+}
+
+/// No two tensors share bytes: one of them would be of the other's weights, and many could make a small file a
+/// large model.
+fn check_places(tensors: &BTreeMap<String, TensorInfo>) -> Result<(), String> {
+    let mut places: Vec<_> = tensors.iter().map(|(name, info)| (&info.range, name)).collect();
+    places.sort_by_key(|(range, _)| range.start);
+    for pair in places.windows(2) {
+        let [(before, first), (after, second)] = [pair[0], pair[1]];
+        if after.start < before.end {
+            return Err(format!("tensors {first} and {second} overlap"));
+        }
+    }
+    Ok(())
 }
 
 fn read_metadata(cursor: &mut Cursor<'_>, num_keys: usize) -> Result<Metadata, String> {

@@ -74,6 +74,20 @@ fn claims_beyond_the_file_are_refused_before_memory_is_taken() {
     );
 }
 
+/// Flags of layers are kept, the tables of some tokenizers are not.
+#[test]
+fn long_arrays_of_small_numbers_are_skipped() {
+    let array = |count: usize| {
+        let head = [&7_u32.to_le_bytes()[..], &(count as u64).to_le_bytes()].concat();
+        let file = Writer::default().raw_key("k", 9, &[head, vec![1; count]].concat()).u32("n", 3);
+        let metadata = parse(&file.finish()).unwrap().metadata;
+        assert_eq!(metadata.u32("n").unwrap(), 3);
+        metadata.get("k").unwrap().clone()
+    };
+    assert_eq!(array(2), Value::Array(vec![Value::Bool(true); 2]));
+    assert_eq!(array(5000), Value::Skipped(5000));
+}
+
 #[test]
 fn impossible_tensors_are_named() {
     let bad = |dimensions: &[u64], kind| {
@@ -88,6 +102,11 @@ fn impossible_tensors_are_named() {
     let twice =
         Writer::default().tensor("w", &[4], 0, &[7; 16]).tensor("w", &[4], 0, &[7; 16]).finish();
     assert!(error(&twice).contains("listed twice"));
+    let mut shared =
+        Writer::default().tensor("a", &[8], 0, &[7; 32]).tensor("b", &[8], 0, &[7; 32]).finish();
+    let offset = shared.windows(8).rposition(|bytes| bytes == 32_u64.to_le_bytes()).unwrap();
+    shared[offset] = 0;
+    assert!(error(&shared).contains("tensors a and b overlap"));
     let key_twice = Writer::default().raw_key("k", 7, &[0]).raw_key("k", 7, &[0]).finish();
     assert!(error(&key_twice).contains("there twice"));
 }

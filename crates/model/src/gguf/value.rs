@@ -7,6 +7,9 @@ use crate::ModelError;
 
 /// Arrays inside arrays at most.
 const MAX_DEPTH: usize = 4;
+/// Elements of an array of booleans or of 8- or 16-bit numbers at most that are kept. What this crate reads of
+/// these types has one for each layer; a longer array would take 32 times the memory that it has in the file.
+const MAX_SMALL: usize = 4096;
 
 /// One metadata value. Integers of every width are kept as `i128`'s subset they came from.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +20,8 @@ pub(crate) enum Value {
     Bool(bool),
     String(String),
     Array(Vec<Value>),
+    /// An array of so many booleans or small numbers, which nothing here reads.
+    Skipped(usize),
 }
 
 impl Value {
@@ -52,8 +57,13 @@ impl Value {
             _ => 8,
         };
         let count = cursor.count("array elements", least_bytes)?;
-        // Grown as elements are read: a claim alone allocates nothing.
-        let mut elements = Vec::new();
+        if least_bytes < 4 && count > MAX_SMALL {
+            cursor.take(count * least_bytes)?;
+            return Ok(Self::Skipped(count));
+        }
+        // Arrays inside of an array may each claim all that is left of the file, so that only what is read may
+        // take memory; other elements have their bytes.
+        let mut elements = if kind == 9 { Vec::new() } else { Vec::with_capacity(count) };
         for _ in 0..count {
             elements.push(Self::read(cursor, kind, depth + 1)?);
         }

@@ -13,8 +13,9 @@ mod tensors;
 mod tests;
 
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::ModelError;
@@ -36,13 +37,20 @@ pub(crate) const TEXT_FILES: [&str; 5] = [
 
 /// Bytes of a text file at most; an index of weights with thousands of experts has some 10 MB.
 const MAX_TEXT_BYTES: u64 = 32 << 20;
+/// Bytes of a configuration at most: some have a hundred kilobytes. As a tree of values, JSON may take a hundred times
+/// its bytes.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// The largest tokenizers have some 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// A text file of the folder; `None` where there is none of that name.
 fn read_text(folder: &Path, name: &str) -> Result<Option<String>, ModelError> {
     let path = folder.join(name);
-    let limit = if name == "tokenizer.json" { MAX_TOKENIZER_BYTES } else { MAX_TEXT_BYTES };
+    let limit = match name {
+        "tokenizer.json" => MAX_TOKENIZER_BYTES,
+        "config.json" | "generation_config.json" => MAX_CONFIG_BYTES,
+        _ => MAX_TEXT_BYTES,
+    };
     let io_error = |source| ModelError::Io { path: path.clone(), source };
     let wrong = |reason| Err(ModelError::Format { path: path.clone(), reason });
     match std::fs::metadata(&path) {
@@ -63,13 +71,22 @@ fn read_text(folder: &Path, name: &str) -> Result<Option<String>, ModelError> {
 
 /// A JSON object of the folder; `None` where there is no file of that name.
 fn read_json(folder: &Path, name: &str) -> Result<Option<Value>, ModelError> {
-    let Some(text) = read_text(folder, name)? else { return Ok(None) };
-    let path = || -> PathBuf { folder.join(name) };
-    match serde_json::from_str(&text) {
-        Ok(value @ Value::Object(_)) => Ok(Some(value)),
-        Ok(_) => {
-            Err(ModelError::Format { path: path(), reason: "it is no JSON object".to_owned() })
+    match read_json_as(folder, name)? {
+        None => Ok(None),
+        Some(value @ Value::Object(_)) => Ok(Some(value)),
+        Some(_) => {
+            let reason = "it is no JSON object".to_owned();
+            Err(ModelError::Format { path: folder.join(name), reason })
         }
-        Err(error) => Err(ModelError::Format { path: path(), reason: error.to_string() }),
     }
+}
+
+/// A JSON file of the folder; `None` where there is no file of that name.
+fn read_json_as<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<Option<T>, ModelError> {
+    let Some(text) = read_text(folder, name)? else { return Ok(None) };
+    let wrong = |error: serde_json::Error| ModelError::Format {
+        path: folder.join(name),
+        reason: error.to_string(),
+    };
+    serde_json::from_str(&text).map(Some).map_err(wrong)
 }

@@ -1,13 +1,14 @@
 //! Where each tensor of a folder lies: which file, which bytes.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use oarlock_backend::WeightKind;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
-use serde_json::Value;
+use serde::Deserialize;
 
-use super::{Names, read_json};
+use super::{Names, read_json_as};
 use crate::ModelError;
 use crate::gguf::TensorInfo;
 
@@ -54,10 +55,17 @@ impl WeightFiles {
     }
 }
 
+/// What is read of an index. All else in it is passed over, and takes no memory.
+#[derive(Deserialize)]
+struct Index {
+    /// Of each tensor, the file.
+    weight_map: BTreeMap<String, String>,
+}
+
 /// Finds a folder's files.
 pub(crate) fn weight_files(folder: &Path) -> Result<WeightFiles, ModelError> {
     let path = folder.join(SINGLE);
-    let Some(index) = read_json(folder, INDEX)? else {
+    let Some(Index { weight_map }) = read_json_as(folder, INDEX)? else {
         if path.is_file() {
             return Ok(WeightFiles { paths: vec![path], places: Vec::new() });
         }
@@ -66,12 +74,11 @@ pub(crate) fn weight_files(folder: &Path) -> Result<WeightFiles, ModelError> {
         return Err(ModelError::Format { path: folder.to_owned(), reason: reason.to_owned() });
     };
     let wrong = |reason: String| ModelError::Format { path: folder.join(INDEX), reason };
-    let map = index.get("weight_map").and_then(Value::as_object);
-    let map = map.ok_or_else(|| wrong("weight_map: not an object".to_owned()))?;
     let mut files: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
-    for (tensor, file) in map {
-        let file = file.as_str().filter(|name| is_plain(name));
-        let file = file.ok_or_else(|| wrong(format!("weight_map.{tensor}: not a file's name")))?;
+    for (tensor, file) in &weight_map {
+        if !is_plain(file) {
+            return Err(wrong(format!("weight_map.{tensor}: not a file's name")));
+        }
         files.entry(file).or_default().push(tensor);
     }
     if files.is_empty() || files.len() > MAX_FILES {
@@ -128,10 +135,15 @@ pub(crate) fn tensor_table(
         }
         let range = data_start + info.data_offsets.0..data_start + info.data_offsets.1;
         let info = TensorInfo { kind, rows, columns: *columns, range };
-        let twice = format!("tensor {name} is in two files");
-        if tensors.insert(own, FolderTensor { file, name, info }).is_some() {
-            return Err(twice);
-        }
+        match tensors.entry(own) {
+            Entry::Vacant(place) => place.insert(FolderTensor { file, name, info }),
+            Entry::Occupied(other) if other.get().name == name => {
+                return Err(format!("tensor {name} is in two files"));
+            }
+            Entry::Occupied(other) => {
+                return Err(format!("tensors {} and {name} are the same one", other.get().name));
+            }
+        };
     }
     Ok(())
 }
