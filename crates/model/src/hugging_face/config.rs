@@ -70,8 +70,14 @@ impl Config {
         self.fields.get(field).filter(|value| !value.is_null())
     }
 
-    /// An error about a field.
+    /// An error about a field. Values in a reason may be of any length, and are cut.
     pub(crate) fn wrong(&self, field: &str, reason: impl Into<String>) -> ModelError {
+        const LONGEST: usize = 300;
+        let mut reason = reason.into();
+        if reason.len() > LONGEST {
+            reason.truncate(reason.floor_char_boundary(LONGEST));
+            reason.push('…');
+        }
         ModelError::metadata(format!("{FILE}: {}{field}", self.place), reason)
     }
 
