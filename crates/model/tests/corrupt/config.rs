@@ -150,14 +150,14 @@ fn configurations_that_are_none() {
     }
     for (field, value) in [
         ("hidden_size", json!(vec![0; 10_000])),
-        ("rms_norm_eps", json!("x".repeat(1 << 20))),
+        ("rms_norm_eps", json!("ä".repeat(1 << 18))),
         ("rope_scaling", json!(vec![0; 10_000])),
     ] {
         let mut config: Value = serde_json::from_slice(&bytes).unwrap();
         config[field] = value;
         fs::write(&path, config.to_string()).unwrap();
         let error = attempt(folder.path()).unwrap_err();
-        assert!(error.contains(field), "{}", &error[..200]);
+        assert!(error.contains(field), "{error:.200}");
         assert!(error.len() < 4096, "an error of {} bytes", error.len());
     }
     fs::write(&path, &bytes).unwrap();
