@@ -1,5 +1,5 @@
 //! Speed of packing weights out of a mapped file that the page cache holds, against the speed at which one
-//! thread reads that file: what a load costs beside the disk.
+//! thread reads that file, and at which all threads copy it into fresh memory, which no packing can beat.
 //!
 //! `cargo run --release -p oarlock-backend-cpu --example pack_speed [MB per kind] [threads] [dtype] [kind]...`
 #![expect(unsafe_code, reason = "mapping a file and the clock of CPU time have no safe interface")]
@@ -46,20 +46,29 @@ fn main() {
         }
         let path = folder.path().join("weights");
         let tensors = write_file(&path, kind, megabytes);
-        let (mut reading, mut packing) = (Speed::default(), Speed::default());
+        let [mut reading, mut copying, mut packing] = [Speed::default(); 3];
         for _ in 0..ROUNDS {
             reading.keep_best(read(&path));
-            packing.keep_best(pack(&path, kind, tensors, threads, dtype));
+            let config = CpuConfig { threads, dtype, ..CpuConfig::default() };
+            copying.keep_best(pack(&path, kind, tensors, config, &|backend, view| {
+                backend.pack_table(view, 0).expect("a table")
+            }));
+            packing.keep_best(pack(&path, kind, tensors, config, &|backend, view| {
+                backend.pack_linear(&[*view], InnerSplit::WHOLE).expect("a weight")
+            }));
         }
+        let columns = |speed: fn(&Speed) -> f64| {
+            let [read, copied, packed] = [&reading, &copying, &packing].map(speed);
+            format!(
+                "read {read:5.2}  copied {copied:5.2}  packed {packed:5.2} ({:.2})",
+                packed / read
+            )
+        };
         println!(
-            "{:6} read {:5.2}  packed {:5.2}  ratio {:.2}   per CPU second: {:5.2}  {:5.2}  {:.2}",
+            "{:6} {}   per CPU second: {}",
             format!("{kind:?}"),
-            reading.wall,
-            packing.wall,
-            packing.wall / reading.wall,
-            reading.cpu,
-            packing.cpu,
-            packing.cpu / reading.cpu,
+            columns(|speed| speed.wall),
+            columns(|speed| speed.cpu),
         );
     }
 }
@@ -136,22 +145,24 @@ fn read(path: &Path) -> Speed {
 }
 
 /// Packs the file's tensors, all of which stay in memory.
-fn pack(path: &Path, kind: WeightKind, tensors: usize, threads: usize, dtype: Dtype) -> Speed {
+fn pack<T>(
+    path: &Path,
+    kind: WeightKind,
+    tensors: usize,
+    config: CpuConfig,
+    pack: &dyn Fn(&mut CpuBackend, &WeightView<'_>) -> T,
+) -> Speed {
     let limits = BackendLimits { max_tokens: 1, max_gathered: 1, max_chunks: 1, max_positions: 1 };
-    let config = CpuConfig { threads, dtype, ..CpuConfig::default() };
     let mut backend = CpuBackend::new(config, limits).expect("a backend");
     let file = File::open(path).expect("the file");
     let start = Start::now();
     // SAFETY: nobody else knows the temporary file.
     let map = unsafe { Mmap::map(&file) }.expect("a mapping");
-    let weights: Vec<_> = map
+    let packed: Vec<_> = map
         .chunks_exact(map.len() / tensors)
-        .map(|data| {
-            let view = WeightView::whole("bench", kind, ROWS, COLUMNS, data);
-            backend.pack_linear(&[view], InnerSplit::WHOLE).expect("a weight")
-        })
+        .map(|data| pack(&mut backend, &WeightView::whole("bench", kind, ROWS, COLUMNS, data)))
         .collect();
     let speed = start.speed(map.len());
-    black_box(&weights);
+    black_box(&packed);
     speed
 }
