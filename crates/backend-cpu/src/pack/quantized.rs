@@ -18,9 +18,9 @@ pub(crate) struct QuantPart {
     blocks: usize,
     /// Place of the first block in its super-block: a rank's columns may begin in the middle of one.
     phase: usize,
-    quants: AlignedBuffer<u8>,
-    scales: AlignedBuffer<u8>,
-    supers: AlignedBuffer<u8>,
+    tiles: usize,
+    /// Quants of all tiles, then scales, then super scales: one buffer, so that one end of it has small pages.
+    planes: AlignedBuffer<u8>,
 }
 
 /// One tile of a part.
@@ -69,17 +69,17 @@ impl QuantPart {
         let tiles = view.rows.div_ceil(TILE);
         let phase = view.first_column / BLOCK % SUPER;
         let bytes = TileBytes::of(format, blocks, phase);
+        let len = tiles * (bytes.quants + bytes.scales + bytes.supers);
         let mut part = Self {
             format,
             blocks,
             phase,
-            quants: AlignedBuffer::unwritten(tiles * bytes.quants, view.name)?,
-            scales: AlignedBuffer::unwritten(tiles * bytes.scales, view.name)?,
-            supers: AlignedBuffer::unwritten(tiles * bytes.supers, view.name)?,
+            tiles,
+            planes: AlignedBuffer::unwritten(len, view.name)?,
         };
-        let quants = SharedSlice::new(&mut part.quants);
-        let scales = SharedSlice::new(&mut part.scales);
-        let supers = SharedSlice::new(&mut part.supers);
+        let (quants, rest) = part.planes.split_at_mut(tiles * bytes.quants);
+        let (scales, supers) = rest.split_at_mut(tiles * bytes.scales);
+        let [quants, scales, supers] = [quants, scales, supers].map(SharedSlice::new);
         let threads = pool.threads();
         pool.run(tiles, quarter_share(tiles, threads), &|_, taken| {
             for tile in taken {
@@ -112,17 +112,19 @@ impl QuantPart {
     /// One tile.
     pub(crate) fn tile(&self, tile: usize) -> QuantTile<'_> {
         let bytes = TileBytes::of(self.format, self.blocks, self.phase);
+        let (quants, rest) = self.planes.split_at(self.tiles * bytes.quants);
+        let (scales, supers) = rest.split_at(self.tiles * bytes.scales);
         QuantTile {
             phase: self.phase,
-            quants: &self.quants[tile * bytes.quants..][..bytes.quants],
-            scales: &self.scales[tile * bytes.scales..][..bytes.scales],
-            supers: &self.supers[tile * bytes.supers..][..bytes.supers],
+            quants: &quants[tile * bytes.quants..][..bytes.quants],
+            scales: &scales[tile * bytes.scales..][..bytes.scales],
+            supers: &supers[tile * bytes.supers..][..bytes.supers],
         }
     }
 
     /// Bytes held.
     pub(crate) fn bytes(&self) -> u64 {
-        self.quants.bytes() + self.scales.bytes() + self.supers.bytes()
+        self.planes.bytes()
     }
 }
 
