@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn subtrees_and_threads_make_no_difference() {
         for len in [0_usize, 1, 1024, 4096, 4097, 8192, 20_000, 32_768, 32_769, 100_001] {
-            let bytes: Vec<u8> = (0..len).map(|index| (index * index >> 3) as u8).collect();
+            let bytes: Vec<u8> = (0..len).map(|index| ((index * index) >> 3) as u8).collect();
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&bytes).unwrap();
             let want = blake3::hash(&bytes).to_hex().to_string();

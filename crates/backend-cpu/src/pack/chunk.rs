@@ -43,14 +43,21 @@ const AHEAD: usize = 1024;
 /// tile. Sixteen rows at once are more streams than a CPU foresees by itself.
 #[inline(always)]
 pub(super) fn prefetch(rows: &[u8], row_bytes: usize, at: usize, len: usize) {
-    const LINE: usize = 64;
     let ahead = at % row_bytes + AHEAD;
     let from = if ahead < row_bytes { at + AHEAD } else { at + AHEAD + (TILE - 1) * row_bytes };
-    #[cfg(target_arch = "x86_64")]
+    ask(rows.as_ptr().wrapping_add(from), len);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn ask(first: *const u8, len: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    const LINE: usize = 64;
     for line in (0..len).step_by(LINE) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let pointer = rows.as_ptr().wrapping_add(from + line);
         // SAFETY: a hint, which no address makes fail.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(pointer.cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(line).cast()) };
     }
 }
+
+#[cfg(not(target_arch = "x86_64"))]
+fn ask(_: *const u8, _: usize) {}
