@@ -37,7 +37,7 @@ pub(super) fn write_chunk<L: Lanes>(chunk: &Chunk, out: &mut [[u32; TILE]]) {
 }
 
 /// Bytes of a row that are asked of the memory before they are read.
-const AHEAD: usize = 1024;
+const AHEAD: usize = 512;
 
 /// Asks for `len` bytes of a row that are read soon: those [`AHEAD`] of `at`, or as far into the row of the next
 /// tile. Sixteen rows at once are more streams than a CPU foresees by itself.
