@@ -59,7 +59,7 @@ fn flipped_bits() {
     let place = Place::new();
     for (model, bytes) in models().iter().enumerate() {
         let mut random = SplitMix(model as u64);
-        for round in 0..800 {
+        for round in 0..1500 {
             // Most of a header is near the beginning.
             let range = if round % 4 == 0 { bytes.len() } else { bytes.len().min(6000) };
             let mut damaged = bytes.clone();

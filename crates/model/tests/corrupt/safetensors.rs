@@ -32,7 +32,7 @@ fn flipped_bits() {
         let bytes = bytes_of(&folder);
         let header = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
         let mut random = SplitMix(seed as u64);
-        for round in 0..500 {
+        for round in 0..1000 {
             let range = if round % 8 == 0 { bytes.len() } else { header };
             let mut damaged = bytes.clone();
             for _ in 0..=random.next() % 2 {
