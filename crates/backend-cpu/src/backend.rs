@@ -237,7 +237,7 @@ impl Backend for CpuBackend {
         shape: &ExpertsShape,
         router: &WeightView<'_>,
     ) -> Result<CpuExperts, BackendError> {
-        let experts = CpuExperts::new(shape, router, &mut self.pool)?;
+        let experts = CpuExperts::new(shape, router, self.isa, &mut self.pool)?;
         self.memory_bytes += experts.router_bytes();
         Ok(experts)
     }
@@ -248,7 +248,7 @@ impl Backend for CpuBackend {
         gate_up: &[WeightView<'_>; 2],
         down: &WeightView<'_>,
     ) -> Result<(), BackendError> {
-        self.memory_bytes += experts.pack(gate_up, down, self.dtype, &mut self.pool)?;
+        self.memory_bytes += experts.pack(gate_up, down, (self.dtype, self.isa), &mut self.pool)?;
         if experts.checks.count() == 1 {
             self.memory_bytes -= self.experts.bytes();
             self.experts.reserve(experts)?;

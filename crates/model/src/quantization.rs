@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use oarlock_backend::quant::{dequantize_row, encode_row};
+use oarlock_backend::quant::{QuantizedWeight, quantize};
 use oarlock_backend::{WeightKind, WeightView};
 
 use crate::ModelError;
@@ -58,8 +58,8 @@ impl FromStr for Quantization {
     }
 }
 
-/// The parts of a layer that were quantized: kind and bytes of each; `None` for one that stays.
-pub(crate) struct Quantized(Vec<Option<(WeightKind, Vec<u8>)>>);
+/// The parts of a layer that were quantized; `None` for one that stays.
+pub(crate) struct Quantized(Vec<Option<QuantizedWeight>>);
 
 impl Quantized {
     /// Quantizes the parts whose kind is to be another one.
@@ -72,33 +72,33 @@ impl Quantized {
             if view.kind == kind {
                 return Ok(None);
             }
-            Ok::<_, ModelError>(Some((kind, quantize(view, kind, threads)?)))
+            let quantized = quantize(view, kind, threads);
+            quantized.map(Some).map_err(|error| ModelError::tensor(view.name, error.to_string()))
         };
         Ok(Self(views.iter().zip(kinds).map(one).collect::<Result<_, _>>()?))
     }
 
     /// What is packed.
     pub(crate) fn views<'v>(&'v self, stored: &[WeightView<'v>]) -> Vec<WeightView<'v>> {
-        let one = |(view, own): (&WeightView<'v>, &'v Option<(WeightKind, Vec<u8>)>)| match own {
-            None => *view,
-            Some((kind, data)) => {
-                WeightView::whole(view.name, *kind, view.rows, view.columns, data)
-            }
-        };
-        stored.iter().zip(&self.0).map(one).collect()
+        let pairs = stored.iter().zip(&self.0);
+        pairs.map(|(view, own)| own.as_ref().map_or(*view, QuantizedWeight::view)).collect()
     }
 }
 
-fn quantize(
-    view: &WeightView<'_>,
-    kind: WeightKind,
-    _threads: usize,
-) -> Result<Vec<u8>, oarlock_backend::BackendError> {
-    let mut row = vec![0.0; view.stored_columns];
-    let mut all = Vec::new();
-    for bytes in view.data.chunks(view.row_bytes()) {
-        dequantize_row(view.kind, bytes, &mut row).expect("floats");
-        all.extend(encode_row(kind, &row[view.first_column..][..view.columns]).expect("a kind"));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_floats_in_whole_blocks_are_quantized() {
+        use WeightKind::{Bf16, F16, Q4_0, Q4K, Q8_0};
+        let packed = |quantization: Quantization, kind, columns| {
+            [false, true].map(|is_output| quantization.packed(kind, columns, is_output))
+        };
+        assert_eq!(packed(Quantization::None, Bf16, 64), [Bf16, Bf16]);
+        assert_eq!(packed(Quantization::Q8_0, F16, 64), [Q8_0, Q8_0]);
+        assert_eq!(packed(Quantization::Q4_0, Bf16, 64), [Q4_0, Q8_0]);
+        assert_eq!(packed(Quantization::Q4_0, Bf16, 48), [Bf16, Bf16]);
+        assert_eq!(packed(Quantization::Q8_0, Q4K, 256), [Q4K, Q4K]);
     }
-    Ok(all)
 }

@@ -7,6 +7,7 @@ use oarlock_backend::{BackendError, BackendLimits, ExpertChecks, ExpertsShape, W
 
 use crate::Dtype;
 use crate::buffer::AlignedBuffer;
+use crate::isa::Isa;
 use crate::linear::ActivationBuffers;
 use crate::pack::{CpuWeight, F32Part, TILE};
 use crate::threads::ThreadPool;
@@ -58,10 +59,11 @@ impl CpuExperts {
     pub(crate) fn new(
         shape: &ExpertsShape,
         router: &WeightView<'_>,
+        isa: Isa,
         pool: &mut ThreadPool,
     ) -> Result<Self, BackendError> {
         let checks = ExpertChecks::new(shape, router)?;
-        let router = F32Part::pack(router, pool)?;
+        let router = F32Part::pack(router, isa, pool)?;
         Ok(Self { checks, router, experts: Vec::with_capacity(shape.num_experts) })
     }
 
@@ -70,14 +72,14 @@ impl CpuExperts {
         &mut self,
         gate_up: &[WeightView<'_>; 2],
         down: &WeightView<'_>,
-        dtype: Dtype,
+        (dtype, isa): (Dtype, Isa),
         pool: &mut ThreadPool,
     ) -> Result<u64, BackendError> {
         self.checks.next(gate_up, down)?;
         let whole = oarlock_backend::InnerSplit::WHOLE;
         let expert = Expert {
-            gate_up: CpuWeight::pack(gate_up, whole, dtype, pool)?,
-            down: CpuWeight::pack(&[*down], self.checks.shape().split, dtype, pool)?,
+            gate_up: CpuWeight::pack(gate_up, whole, dtype, isa, pool)?,
+            down: CpuWeight::pack(&[*down], self.checks.shape().split, dtype, isa, pool)?,
         };
         let bytes = expert.gate_up.bytes() + expert.down.bytes();
         self.experts.push(expert);
