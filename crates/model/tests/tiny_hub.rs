@@ -6,7 +6,7 @@ mod scoring;
 
 use oarlock_backend::{Backend, BackendLimits, OracleBackend};
 use oarlock_backend_cpu::{CpuBackend, CpuConfig, Dtype};
-use oarlock_model::{BufferType, Checkpoint};
+use oarlock_model::{BufferType, Checkpoint, Quantization};
 use oarlock_testkit::{fixture, fixture_json};
 use oarlock_types::{TokenId, TokenScore};
 use scoring::{Model, ids, limits};
@@ -66,8 +66,11 @@ fn scores_with<B: Backend>(
     frequencies: BufferType,
 ) -> Vec<Vec<TokenScore>> {
     let checkpoint = Checkpoint::open(&fixture(&format!("tiny/{name}"))).unwrap();
-    let checkpoint = checkpoint.with_buffers(frequencies);
-    let mut model = Model::load(&checkpoint, backend, NUM_BLOCKS);
+    score_all(name, &checkpoint.with_buffers(frequencies), backend)
+}
+
+fn score_all<B: Backend>(name: &str, checkpoint: &Checkpoint, backend: B) -> Vec<Vec<TokenScore>> {
+    let mut model = Model::load(checkpoint, backend, NUM_BLOCKS);
     let score = |case: Case| {
         let all = [&case.prompt[..], &case.greedy[..]].concat();
         model.score(&all[..all.len() - 1], 0, &all[1..], LIMITS.max_tokens)
@@ -111,8 +114,12 @@ fn the_oracle_agrees_with_float32() {
 /// Distances of a backend's logprobs from the reference's, ascending: of prompts, of the most likely tokens after
 /// them, and of the greedy answer where its margin is known.
 fn distances<B: Backend>(name: &str, backend: B, buffers: BufferType) -> Vec<f64> {
+    distances_of(name, &scores_with(name, backend, buffers))
+}
+
+fn distances_of(name: &str, scores: &[Vec<TokenScore>]) -> Vec<f64> {
     let mut all = Vec::new();
-    for (case, scores) in cases(name).iter().zip(scores_with(name, backend, buffers)) {
+    for (case, scores) in cases(name).iter().zip(scores) {
         let (prompt, answer) = scores.split_at(case.prompt.len() - 1);
         let pairs = prompt.iter().zip(&case.prompt_logprobs);
         all.extend(pairs.map(|(score, reference)| (f64::from(score.logprob) - reference).abs()));
@@ -140,6 +147,33 @@ fn the_cpu_agrees_within_bfloat16() {
             );
             assert!(mean <= 0.1 && p99 <= 0.5, "{name}: {mean}, {p99}");
         }
+    }
+}
+
+/// What `--quantize` costs: random weights, whose blocks have no structure, lose more than trained ones.
+#[test]
+fn quantizing_at_load_costs_what_it_should() {
+    for name in MODELS {
+        let mut means = Vec::new();
+        for (quantization, most) in
+            [(Quantization::None, 0.1), (Quantization::Q8_0, 0.15), (Quantization::Q4_0, 1.0)]
+        {
+            let checkpoint = Checkpoint::open(&fixture(&format!("tiny/{name}"))).unwrap();
+            let checkpoint =
+                checkpoint.with_buffers(BufferType::Bfloat16).with_quantization(quantization);
+            let config = CpuConfig { threads: 2, ..CpuConfig::default() };
+            let backend = CpuBackend::new(config, LIMITS).unwrap();
+            let all = distances_of(name, &score_all(name, &checkpoint, backend));
+            let mean = all.iter().sum::<f64>() / all.len() as f64;
+            let p99 = all[all.len() * 99 / 100];
+            eprintln!(
+                "{name}, {quantization}: {mean:.4} on average, {p99:.4} at the 99th percentile"
+            );
+            assert!(mean <= most, "{name}: {mean}");
+            means.push(mean);
+        }
+        // It does something, and the more the fewer the bits.
+        assert!(means[0] < means[2] && means[1] < means[2], "{name}: {means:?}");
     }
 }
 
