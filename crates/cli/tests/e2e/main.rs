@@ -12,6 +12,7 @@ mod cuda;
 mod determinism;
 mod families;
 mod gemma;
+mod inspect;
 mod keys;
 mod lifecycle;
 mod limits;

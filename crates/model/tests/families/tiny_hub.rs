@@ -2,14 +2,12 @@
 //! (`fixtures/tiny/*/expected.json`). Needs no download.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod scoring;
-
+use crate::scoring::{Model, ids, limits};
 use oarlock_backend::{Backend, BackendLimits, OracleBackend};
 use oarlock_backend_cpu::{CpuBackend, CpuConfig, Dtype};
 use oarlock_model::{BufferType, Checkpoint, Quantization};
 use oarlock_testkit::{fixture, fixture_json};
 use oarlock_types::{TokenId, TokenScore};
-use scoring::{Model, ids, limits};
 use serde_json::Value;
 
 const MODELS: [&str; 11] = [

@@ -3,14 +3,12 @@
 //! windows on some layers, experts in some layers, widths that divide by little.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod scoring;
-
+use crate::scoring::{Model, ids, limits};
 use oarlock_backend::{Backend, BackendLimits, OracleBackend};
 use oarlock_backend_cpu::{CpuBackend, CpuConfig, Dtype};
 use oarlock_model::Checkpoint;
 use oarlock_testkit::{fixture, fixture_json};
 use oarlock_types::TokenId;
-use scoring::{Model, ids, limits};
 use serde_json::Value;
 
 const NUM_BLOCKS: usize = 16;

@@ -1,12 +1,10 @@
 //! The demo model on the float32 oracle against what transformers computes in float32.
 
-mod scoring;
-
+use crate::scoring::{Model, ids, limits};
 use oarlock_backend::{Backend, OracleBackend};
 use oarlock_model::Checkpoint;
 use oarlock_testkit::{demo_model, fixture_json};
 use oarlock_types::TokenId;
-use scoring::{Model, ids, limits};
 
 /// The reference's top-5 logprobs at every position of `greedy`, for the two shortest cases.
 #[test]

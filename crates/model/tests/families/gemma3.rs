@@ -3,15 +3,13 @@
 //! (`fixtures/gemma-3-270m/make.py` made the reference.)
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod scoring;
-
+use crate::scoring::{Model, ids, limits};
 use oarlock_backend::{Backend, BackendLimits, OracleBackend};
 use oarlock_backend_cpu::{CpuBackend, CpuConfig, InstructionSet};
 use oarlock_model::Checkpoint;
 use oarlock_testkit::{fixture_json, gemma_model};
 use oarlock_text::Tokenizer;
 use oarlock_types::{TokenId, TokenScore};
-use scoring::{Model, ids, limits};
 use serde_json::Value;
 
 /// Blocks of the longest case: more than the window of 512 positions.

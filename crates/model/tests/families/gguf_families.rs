@@ -3,18 +3,16 @@
 //! reordered, Gemma's norms get their 1, experts are stacked, factors of frequencies become a tensor).
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod scoring;
-
 use std::collections::BTreeMap;
 use std::fs;
 
+use crate::scoring::{Model, ids, limits};
 use half::bf16;
 use oarlock_backend::{BackendLimits, OracleBackend};
 use oarlock_model::Checkpoint;
 use oarlock_testkit::{GgufWriter, fixture, fixture_json};
 use oarlock_types::{Shard, TokenId};
 use safetensors::SafeTensors;
-use scoring::{Model, ids, limits};
 use serde_json::Value;
 
 const NUM_BLOCKS: usize = 32;
