@@ -31,6 +31,7 @@ mod isa;
 mod lanes;
 mod linear;
 mod norm;
+mod operations;
 mod pack;
 mod rotary;
 mod sample;

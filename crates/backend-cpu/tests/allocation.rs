@@ -1,5 +1,6 @@
 //! A warm step allocates nothing.
 #![expect(unsafe_code, reason = "a counting allocator")]
+#![expect(clippy::unwrap_used, reason = "a helper of tests may fail the test")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -71,6 +72,13 @@ fn experts(
     (layer, routing)
 }
 
+/// An embedding of eight tokens.
+fn table(backend: &mut CpuBackend, width: usize) -> <CpuBackend as Backend>::Table {
+    let data = random_matrix(WeightKind::Q8_0, 8, width);
+    let table = WeightView::whole("t", WeightKind::Q8_0, 8, width, &data);
+    backend.pack_table(&table, 0).unwrap()
+}
+
 #[test]
 fn a_warm_decode_step_allocates_nothing() {
     const WIDTH: usize = 256;
@@ -90,9 +98,7 @@ fn a_warm_decode_step_allocates_nothing() {
     let qkv_weight = pack(3 * WIDTH, WIDTH, WeightKind::Q5_0);
     let gate_up_weight = pack(2 * WIDTH, WIDTH, WeightKind::F16);
     let output_weight = pack(VOCABULARY, WIDTH, WeightKind::Q8_0);
-    let table_data = random_matrix(WeightKind::Q8_0, 8, WIDTH);
-    let table = WeightView::whole("t", WeightKind::Q8_0, 8, WIDTH, &table_data);
-    let table = backend.pack_table(&table, 0).unwrap();
+    let table = table(&mut backend, WIDTH);
     let (experts, mut routing) = experts(&mut backend, WIDTH);
     let norm = backend.vector(&[1.0; WIDTH]).unwrap();
     let head_norm = backend.vector(&[1.0; 64]).unwrap();
@@ -133,8 +139,7 @@ fn a_warm_decode_step_allocates_nothing() {
         backend.linear(&mut gate_up, &x, &gate_up_weight, None);
         backend.gated_activation(&mut x, &gate_up, Activation::Silu);
         backend.route(&mut routing, &x, &experts);
-        let activation = Activation::Silu;
-        backend.expert_feed_forward(&mut delta, &x, &routing, &experts, activation);
+        backend.expert_feed_forward(&mut delta, &x, &routing, &experts, Activation::Silu);
         backend.add_bias(&mut delta, &norm);
         backend.rms_norm(&mut x, &norm, 1e-6);
         backend.gather(&mut gathered, &x, 0..2);

@@ -134,7 +134,7 @@ impl Checkpoint {
         let mut wanted = BTreeSet::new();
         for Place { name, rows, columns, .. } in self.layout(&|name| self.tensor(name).is_some()) {
             let tensor = self.tensor(&name).ok_or_else(|| self.missing(&name))?;
-            self.check_shape(&tensor, (rows, columns))?;
+            Self::check_shape(&tensor, (rows, columns))?;
             wanted.insert(name);
         }
         // Some files keep a copy of an embedding that is shared; factors belong to the metadata.
@@ -163,7 +163,6 @@ impl Checkpoint {
     }
 
     pub(crate) fn check_shape(
-        &self,
         tensor: &Tensor<'_>,
         (rows, columns): (usize, usize),
     ) -> Result<(), ModelError> {

@@ -62,7 +62,7 @@ impl<'a> WeightLoader<'a> {
     /// The tensor, which must have this shape.
     fn view(&self, name: &str, rows: usize, columns: usize) -> Result<WeightView<'a>, ModelError> {
         let tensor = self.checkpoint.tensor(name).ok_or_else(|| self.checkpoint.missing(name))?;
-        self.checkpoint.check_shape(&tensor, (rows, columns))?;
+        Checkpoint::check_shape(&tensor, (rows, columns))?;
         Ok(WeightView::whole(tensor.name, tensor.info.kind, rows, columns, tensor.data))
     }
 

@@ -179,7 +179,7 @@ impl ExpertWorkspace {
     /// Bytes held.
     pub(crate) fn bytes(&self) -> u64 {
         let floats = [&self.logits, &self.gathered, &self.gate_up, &self.gated, &self.sums]
-            .map(|b| b.bytes());
+            .map(AlignedBuffer::bytes);
         floats.iter().sum::<u64>() + self.input.bytes() + self.hidden.bytes()
     }
 }

@@ -92,7 +92,9 @@ fn choose(logits: &[f32], ids: &mut [u32], weights: &mut [f32], normalize: bool)
     if !normalize {
         sum = logits.iter().fold(0.0, |sum, logit| sum + exp(*logit));
     }
-    weights.iter_mut().for_each(|weight| *weight /= sum);
+    for weight in weights {
+        *weight /= sum;
+    }
 }
 
 #[cfg(test)]

@@ -90,7 +90,7 @@ impl ActivationBuffers {
             for row in first..end {
                 // SAFETY: each row is converted by one thread.
                 unsafe {
-                    views.convert(&input[row * columns..][..columns], row, group_of(row, rows))
+                    views.convert(&input[row * columns..][..columns], row, group_of(row, rows));
                 };
             }
         };

@@ -168,7 +168,9 @@ fn on_the_cpu(model: &str) {
 #[test]
 fn every_family_agrees_with_its_reference_on_the_cpu() {
     let _turn = alone();
-    MODELS.iter().for_each(|model| on_the_cpu(model));
+    for model in MODELS {
+        on_the_cpu(model);
+    }
 }
 
 /// Relatives whose references have angles as people run models: `stored` is for references of models that were

@@ -81,7 +81,7 @@ fn damaged_checkpoints_are_refused_by_name() {
     let reshaped = damaged("model.safetensors", |bytes| replace(bytes, "[64,160]", "[160,64]"));
     let hostile = damaged("model.safetensors", |bytes| bytes[..8].fill(0xff));
     let wider = damaged("config.json", |bytes| {
-        replace(bytes, "\"hidden_size\": 64", "\"hidden_size\": 96")
+        replace(bytes, "\"hidden_size\": 64", "\"hidden_size\": 96");
     });
     for (folder, words) in [
         (truncated, ["model.safetensors", "truncated"]),

@@ -9,7 +9,7 @@ use oarlock_backend::Activation;
 use serde_json::{Value, json};
 
 use super::gemma2::NAMES;
-use super::{Family, PLAIN, with_gemma};
+use super::{Family, with_gemma};
 use crate::ModelError;
 use crate::gguf::{self, Keys};
 use crate::hugging_face::{Config, rope_of_layers};
@@ -37,7 +37,6 @@ pub(super) const FAMILY: Family = Family {
     ],
     from_config,
     from_gguf,
-    ..PLAIN
 };
 
 fn from_config(config: &Config) -> Result<DecoderSpec, ModelError> {

@@ -4,7 +4,6 @@
 use serde_json::{Value, json};
 
 use super::{Family, PLAIN};
-use crate::ModelError;
 use crate::hugging_face::Config;
 
 pub(super) const FAMILY: Family = Family {
@@ -13,7 +12,7 @@ pub(super) const FAMILY: Family = Family {
     gguf: &["phi3"],
     names: &[("attn_qkv", "self_attn.qkv_proj"), ("ffn_up", "mlp.gate_up_proj")],
     from_config: |config| {
-        let config = with_long_rope(config)?;
+        let config = with_long_rope(config);
         let mut spec = config.decoder()?;
         (spec.fused_qkv, spec.fused_gate_up) = (true, true);
         spec.windowed = config.windowed(&spec, |_| true)?;
@@ -33,7 +32,7 @@ pub(super) const FAMILY: Family = Family {
 
 /// The first releases called their factors `su` or `yarn`; the context of the first training is a field of the
 /// model.
-fn with_long_rope(config: &Config) -> Result<Config, ModelError> {
+fn with_long_rope(config: &Config) -> Config {
     let config = config.with_defaults(json!({ "original_max_position_embeddings": 4096 }));
     for field in ["rope_scaling", "rope_parameters"] {
         let Some(Value::Object(parameters)) = config.get(field) else { continue };
@@ -41,8 +40,8 @@ fn with_long_rope(config: &Config) -> Result<Config, ModelError> {
             let mut renamed = parameters.clone();
             renamed.retain(|name, _| !matches!(&name[..], "type" | "rope_type"));
             renamed.insert("rope_type".to_owned(), json!("longrope"));
-            return Ok(config.with_field(field, Value::Object(renamed)));
+            return config.with_field(field, Value::Object(renamed));
         }
     }
-    Ok(config)
+    config
 }

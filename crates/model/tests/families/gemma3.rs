@@ -1,9 +1,7 @@
 //! Gemma 3 270M: its tokenizer against the reference's cases; its numbers on the float32 oracle and
 //! on the CPU backend against what transformers computes in float32, and against each other.
 //! (`fixtures/gemma-3-270m/make.py` made the reference.)
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use crate::scoring::{Model, ids, limits};
 use oarlock_backend::{Backend, BackendLimits, OracleBackend};
 use oarlock_backend_cpu::{CpuBackend, CpuConfig, InstructionSet};
 use oarlock_model::Checkpoint;
@@ -11,6 +9,8 @@ use oarlock_testkit::{fixture_json, gemma_model};
 use oarlock_text::Tokenizer;
 use oarlock_types::{TokenId, TokenScore};
 use serde_json::Value;
+
+use crate::scoring::{Model, ids, limits};
 
 /// Blocks of the longest case: more than the window of 512 positions.
 const NUM_BLOCKS: usize = 44;

@@ -1,12 +1,10 @@
 //! The tiny models of the hub, written as GGUF files in the way of llama.cpp's converter, give the same scores
 //! as their folders: keys, names, and what a converter does to tensors (queries and keys of Llama are
 //! reordered, Gemma's norms get their 1, experts are stacked, factors of frequencies become a tensor).
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
 use std::fs;
 
-use crate::scoring::{Model, ids, limits};
 use half::bf16;
 use oarlock_backend::{BackendLimits, OracleBackend};
 use oarlock_model::Checkpoint;
@@ -14,6 +12,8 @@ use oarlock_testkit::{GgufWriter, fixture, fixture_json};
 use oarlock_types::{Shard, TokenId};
 use safetensors::SafeTensors;
 use serde_json::Value;
+
+use crate::scoring::{Model, ids, limits};
 
 const NUM_BLOCKS: usize = 32;
 const LIMITS: BackendLimits = limits(NUM_BLOCKS, 64);
@@ -142,7 +142,9 @@ fn with_tensors(
         } else if rules.is_reordered && name.contains("k_proj") {
             values = reordered(tensor, number("num_key_value_heads"));
         } else if rules.norms_get_one && name.contains("norm") {
-            values.iter_mut().for_each(|value| *value += 1.0);
+            for value in &mut values {
+                *value += 1.0;
+            }
         }
         add(&file_name(name, architecture), tensor, &values);
     }

@@ -1,6 +1,5 @@
 //! Ranks of a group give the bits of one rank that holds everything, whatever the batch, the chunks and
 //! the degree.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::thread;
 

@@ -1,15 +1,15 @@
 //! Small relatives of the tiny models, against what transformers computes of them in float32 loaded as people
 //! load a folder (`fixtures/relatives`, made by its `make.py`): biases, float16, partial and scaled angles,
 //! windows on some layers, experts in some layers, widths that divide by little.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use crate::scoring::{Model, ids, limits};
 use oarlock_backend::{Backend, BackendLimits, OracleBackend};
 use oarlock_backend_cpu::{CpuBackend, CpuConfig, Dtype};
 use oarlock_model::Checkpoint;
 use oarlock_testkit::{fixture, fixture_json};
 use oarlock_types::TokenId;
 use serde_json::Value;
+
+use crate::scoring::{Model, ids, limits};
 
 const NUM_BLOCKS: usize = 16;
 const LIMITS: BackendLimits = limits(NUM_BLOCKS, 32);

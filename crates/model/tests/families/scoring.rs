@@ -1,5 +1,4 @@
 //! A loaded model that scores tokens, for the tests that compare logprobs.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use oarlock_backend::{
     Backend, BackendLimits, BlockTables, ChunkRows, LogitKind, LogitRow, StepInput,

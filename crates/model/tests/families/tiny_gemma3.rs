@@ -1,14 +1,14 @@
 //! A Gemma 3 of random weights with everything that the 270M model lacks: scaled angles, soft caps,
 //! several key heads, a scale of its own (`fixtures/tiny-gemma3/make.py`). Needs no download.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use crate::scoring::{Model, ids, limits};
 use oarlock_backend::{Backend, BackendLimits, OracleBackend};
 use oarlock_backend_cpu::{CpuBackend, CpuConfig};
 use oarlock_model::Checkpoint;
 use oarlock_testkit::{fixture, fixture_json};
 use oarlock_types::{TokenId, TokenScore};
 use serde_json::Value;
+
+use crate::scoring::{Model, ids, limits};
 
 const NUM_BLOCKS: usize = 20;
 const LIMITS: BackendLimits = limits(NUM_BLOCKS, 64);

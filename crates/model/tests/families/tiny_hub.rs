@@ -1,14 +1,14 @@
 //! Tiny models in the hub's format, against what transformers computes of them in float32
 //! (`fixtures/tiny/*/expected.json`). Needs no download.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use crate::scoring::{Model, ids, limits};
 use oarlock_backend::{Backend, BackendLimits, OracleBackend};
 use oarlock_backend_cpu::{CpuBackend, CpuConfig, Dtype};
 use oarlock_model::{BufferType, Checkpoint, Quantization};
 use oarlock_testkit::{fixture, fixture_json};
 use oarlock_types::{TokenId, TokenScore};
 use serde_json::Value;
+
+use crate::scoring::{Model, ids, limits};
 
 const MODELS: [&str; 11] = [
     "llama",
