@@ -324,6 +324,7 @@ impl Backend for CpuBackend {
         activation: Activation,
     ) {
         let rows = self.rows(input.rows);
+        assert_eq!(out.width, input.width, "output of the layer");
         let call = FeedForward { isa: self.isa, layer: experts, routing, input, activation };
         let out = &mut out.values[..rows * input.width];
         let result = self.experts.feed_forward(&mut self.pool, &call, out);

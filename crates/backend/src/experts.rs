@@ -26,8 +26,10 @@ impl ExpertChecks {
         if !(1..=MAX_TOP_K.min(num_experts)).contains(&top_k) {
             return fail(format!("a token takes {top_k} of {num_experts} experts"));
         }
-        if split.segments == 0 || !feed_forward.is_multiple_of(split.segments) {
-            return fail(format!("experts of width {feed_forward} in {} segments", split.segments));
+        let segments = split.segments;
+        let is_split = segments.is_power_of_two() && segments <= 8;
+        if !is_split || !feed_forward.is_multiple_of(segments) {
+            return fail(format!("experts of width {feed_forward} in {segments} segments"));
         }
         if router.kind.is_quantized() {
             return fail(format!("a router of kind {:?}; floats are expected", router.kind));

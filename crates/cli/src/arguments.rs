@@ -228,7 +228,7 @@ pub(crate) struct ComputeArguments {
         alias = "rope-frequencies",
         hide_short_help = true
     )]
-    pub(crate) buffer_dtype: String,
+    pub(crate) buffer_dtype: BufferArgument,
 }
 
 impl ComputeArguments {
@@ -255,15 +255,13 @@ impl ComputeArguments {
     }
 
     /// What decides the numbers beside the device.
-    pub(crate) fn numbers(&self) -> anyhow::Result<Numbers> {
-        let buffers = match (&self.buffer_dtype[..], self.dtype) {
-            ("auto", Dtype::Float32) => BufferType::Stored,
-            ("auto", _) => BufferType::Float32,
-            (name, _) => name
-                .parse()
-                .map_err(|reason| anyhow::anyhow!("--buffer-dtype {name}: auto, {reason}"))?,
+    pub(crate) fn numbers(&self) -> Numbers {
+        let buffers = match (self.buffer_dtype.0, self.dtype) {
+            (Some(buffers), _) => buffers,
+            (None, Dtype::Float32) => BufferType::Stored,
+            (None, _) => BufferType::Float32,
         };
-        Ok(Numbers { buffers, quantization: self.quantize })
+        Numbers { buffers, quantization: self.quantize }
     }
 
     /// The same options for the command line of each of `ranks` workers.
@@ -273,14 +271,14 @@ impl ComputeArguments {
         // Decided once, so that all workers agree.
         let device = self.device(ranks)?.to_string();
         let quantize = self.quantize.to_string();
-        self.numbers()?;
+        let buffers = self.buffer_dtype.to_string();
         let pairs = [
             ("--device", &device),
             ("--threads", &threads),
             ("--instruction-set", &self.instruction_set),
             ("--dtype", &dtype),
             ("--quantize", &quantize),
-            ("--buffer-dtype", &self.buffer_dtype),
+            ("--buffer-dtype", &buffers),
         ];
         Ok(pairs.into_iter().flat_map(|(name, value)| [name.into(), value.into()]).collect())
     }
@@ -316,6 +314,30 @@ pub(crate) struct WorkerArguments {
     pub(crate) trace: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) compute: ComputeArguments,
+}
+
+/// What buffers are rounded to; `None` is auto.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BufferArgument(Option<BufferType>);
+
+impl FromStr for BufferArgument {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "auto" => Ok(Self(None)),
+            name => Ok(Self(Some(name.parse().map_err(|reason| format!("auto, {reason}"))?))),
+        }
+    }
+}
+
+impl std::fmt::Display for BufferArgument {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            None => f.write_str("auto"),
+            Some(buffers) => buffers.fmt(f),
+        }
+    }
 }
 
 /// Where defaults of sampling come from.

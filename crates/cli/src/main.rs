@@ -79,7 +79,7 @@ fn run_worker(arguments: WorkerArguments) -> anyhow::Result<()> {
         socket: arguments.socket,
         engine_pid: arguments.engine_pid,
         collective_host: arguments.collective_host,
-        numbers: arguments.compute.numbers()?,
+        numbers: arguments.compute.numbers(),
         trace: arguments.trace,
     };
     // The runtime only carries messages; the backend has threads of its own.

@@ -32,7 +32,14 @@ pub(crate) fn read(header: &Header, spec: &DecoderSpec) -> Result<ModelCard, Mod
     };
     let eos_token_ids = eos_token_ids(metadata, texts, kinds)?;
     // Where the file is silent, SentencePiece models want their first token, and others do not.
-    let by_default = matches!(tokenizer, Some(TokenizerSource::SentencePiece(_)));
+    let by_default = match &tokenizer {
+        Some(TokenizerSource::SentencePiece(_)) => true,
+        // Llama 3 and Mistral's newer ones, whose files leave it out.
+        Some(TokenizerSource::Bpe(vocabulary)) => {
+            matches!(&vocabulary.pre[..], "llama3" | "llama-v3" | "llama-bpe" | "tekken")
+        }
+        _ => false,
+    };
     let add_bos = metadata.find_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(by_default);
     let architecture = metadata.str("general.architecture")?.to_owned();
     Ok(ModelCard {
@@ -63,7 +70,11 @@ fn sampling_defaults(metadata: &Metadata) -> Result<SamplingDefaults, ModelError
     };
     Ok(SamplingDefaults {
         temperature: float("temp", 0.0, 2.0)?,
-        top_k: metadata.find_u32("general.sampling.top_k")?,
+        // -1 keeps all tokens, as 0 does.
+        top_k: match metadata.get("general.sampling.top_k") {
+            Some(Value::Signed(-1)) => Some(0),
+            _ => metadata.find_u32("general.sampling.top_k")?,
+        },
         top_p: float("top_p", f32::MIN_POSITIVE, 1.0)?,
         min_p: float("min_p", 0.0, 1.0)?,
         repetition_penalty: float("penalty_repeat", 0.01, 100.0)?,

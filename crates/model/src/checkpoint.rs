@@ -31,6 +31,10 @@ pub struct Checkpoint {
     quantization: Quantization,
 }
 
+/// Tensors of GGUF files that belong to the metadata.
+const ROPE_FACTORS: [&str; 3] =
+    ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
+
 pub(crate) enum Source {
     Gguf(Header),
     Folder { config: Config, tensors: Tensors, names: Names },
@@ -53,8 +57,8 @@ impl Checkpoint {
             .map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
         let mut opened =
             if info.is_dir() { Self::open_folder(path) } else { Self::open_gguf(path) }?;
+        opened.resolve_output()?;
         opened.check_tensors()?;
-        opened.spec.buffer_type = BufferType::Float32;
         Ok(opened)
     }
 
@@ -129,6 +133,29 @@ impl Checkpoint {
         })
     }
 
+    /// An output layer beside an embedding that the configuration shares with it is a copy, or else the
+    /// configuration is wrong: as in transformers, the tensor counts more.
+    fn resolve_output(&mut self) -> Result<(), ModelError> {
+        let tensors = (self.tensor("output.weight"), self.tensor("token_embd.weight"));
+        let (Some(output), Some(embedding)) = tensors else { return Ok(()) };
+        if self.spec.tied_output != Some(true) {
+            return Ok(());
+        }
+        Self::check_shape(&output, (self.spec.vocab_size, self.spec.hidden))?;
+        if output.info.kind != embedding.info.kind || output.data != embedding.data {
+            self.spec.tied_output = Some(false);
+        }
+        Ok(())
+    }
+
+    /// What decides the bits of a server that has sequences of so many positions, beside the files: none, or a
+    /// word for the fingerprint.
+    pub fn variant(&self, positions: usize) -> Option<&'static str> {
+        let ropes =
+            [Some(&self.spec.rope), self.spec.windowed.as_ref().and_then(|w| w.rope.as_ref())];
+        ropes.into_iter().flatten().any(|rope| rope.is_long(positions)).then_some("longrope")
+    }
+
     /// Every tensor that the model has is there and has its shape, and there are no others.
     fn check_tensors(&self) -> Result<(), ModelError> {
         let mut wanted = BTreeSet::new();
@@ -140,7 +167,7 @@ impl Checkpoint {
         // Some files keep a copy of an embedding that is shared; factors belong to the metadata.
         let is_known = |name: &str| {
             name == "output.weight"
-                || matches!(&self.source, Source::Gguf(_)) && name.starts_with("rope_f")
+                || matches!(&self.source, Source::Gguf(_)) && ROPE_FACTORS.contains(&name)
         };
         match self.tensor_names().find(|name| !wanted.contains(*name) && !is_known(name)) {
             None => Ok(()),

@@ -1,14 +1,14 @@
 //! Model families and weight loading, generic over the [`oarlock_backend::Backend`] trait.
 //!
 //! [`Checkpoint::open`] maps a GGUF file, or the safetensors files of a folder of the Hugging Face hub, and
-//! checks their headers; [`Checkpoint::card`] says what the
-//! gateway needs to know; [`load`] packs every weight into a backend, dropping the mapped pages behind
+//! checks their headers and tensors; [`Checkpoint::card`] says what the gateway needs to know,
+//! [`Checkpoint::summary`] what a person wants to; [`load`] packs every weight into a backend, dropping the mapped pages behind
 //! it, and gives a [`Decoder`] that computes steps. A wrong, missing, truncated or extra tensor is an
 //! error that names it, and nothing is read outside of the file's bounds.
 //!
-//! Families: `qwen2` (Qwen2, Qwen2.5), `gemma3` (text, GGUF only) and `llama` (folders only). Each is data, a `DecoderSpec`: widths, which norms
-//! there are, which layers see a window, how angles and embeddings are scaled. [`Decoder`] reads it; no
-//! backend knows a family.
+//! A family is data, a `DecoderSpec`: widths, which norms there are, which layers see a window or have experts,
+//! how angles and embeddings are scaled. [`Decoder`] reads it; no backend knows a family. `README.md` has the list,
+//! what was checked of each, and how to add one.
 //!
 //! Absent on purpose: devices, scheduling, text.
 

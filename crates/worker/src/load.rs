@@ -40,8 +40,8 @@ pub(crate) fn load<K: BackendKind>(
     let buffers = checkpoint.buffers();
     if buffers != BufferType::Float32 && options.shard.rank == 0 {
         tracing::info!(
-            "frequencies of rotary embeddings are rounded to {buffers}, as in a model that was cast as a \
-             whole; --buffer-dtype float32 takes exact ones"
+            "buffers (frequencies of rotary embeddings, scales of embeddings) are rounded to {buffers}, as in a \
+             model that was cast as a whole; --buffer-dtype float32 takes exact ones"
         );
     }
     // All that can be refused is, before peers are kept waiting.
@@ -86,7 +86,11 @@ pub(crate) fn load<K: BackendKind>(
     let fingerprint = Fingerprint {
         weights: if options.hash_weights { hash? } else { String::new() },
         build: build_id()?,
-        instruction_set: numbers.fingerprint(&backend.instruction_set(), buffers),
+        instruction_set: numbers.fingerprint(
+            &backend.instruction_set(),
+            buffers,
+            checkpoint.variant(limits.max_sequence_tokens as usize),
+        ),
     };
     let memory_bytes = backend.memory_bytes();
     let mut executor =
@@ -159,10 +163,18 @@ pub struct Numbers {
 
 impl Numbers {
     /// What decides the bits, for the fingerprint.
-    fn fingerprint(self, instruction_set: &str, buffers: BufferType) -> String {
+    fn fingerprint(
+        self,
+        instruction_set: &str,
+        buffers: BufferType,
+        variant: Option<&str>,
+    ) -> String {
         let mut all = instruction_set.to_owned();
         if buffers != BufferType::Float32 {
             let _ = write!(all, "-buffers-{buffers}");
+        }
+        if let Some(variant) = variant {
+            let _ = write!(all, "-{variant}");
         }
         if self.quantization != Quantization::None {
             let _ = write!(all, "-{}", self.quantization);
@@ -176,6 +188,11 @@ fn resolve(mut limits: WorkerLimits, context_length: u32) -> WorkerLimits {
     let wanted =
         if limits.max_sequence_tokens == 0 { context_length } else { limits.max_sequence_tokens };
     let cache = limits.num_blocks.saturating_mul(BLOCK_TOKENS as u32);
+    if limits.max_sequence_tokens > context_length {
+        tracing::warn!(
+            "--max-sequence-tokens {wanted}: the model was made for {context_length}, which holds"
+        );
+    }
     limits.max_sequence_tokens = wanted.min(context_length).min(cache);
     limits
 }

@@ -85,9 +85,7 @@ impl ExpertWorkspace {
         let weight = &layer.experts[active[0]].gate_up;
         let hidden = input.width;
         if weight.has_float32() {
-            for (row, out) in rows.iter().zip(gathered.chunks_exact_mut(hidden)) {
-                out.copy_from_slice(input.row(*row as usize));
-            }
+            gather(pool, groups, (&*rows, input), gathered)?;
         }
         let source = |row: usize| input.row(rows[row] as usize);
         buffers.convert_groups(isa, pool, groups, &source, weight)?;
@@ -197,7 +195,28 @@ impl ExpertWorkspace {
     }
 }
 
-/// The fixed tree of neighbours, into the first.
+/// Copies the input row of each assignment of some groups.
+fn gather(
+    pool: &mut ThreadPool,
+    groups: &[(usize, usize)],
+    (rows, input): (&[u32], &CpuTensor),
+    out: &mut [f32],
+) -> Result<(), String> {
+    let width = input.width;
+    let out = SharedSlice::new(out);
+    let share = quarter_share(groups.len(), pool.threads());
+    pool.run(groups.len(), share, &|_, taken| {
+        for &(first, len) in &groups[taken] {
+            for at in first..first + len {
+                // SAFETY: each assignment is copied by one thread.
+                let out = unsafe { out.range(at * width..(at + 1) * width) };
+                out.copy_from_slice(input.row(rows[at] as usize));
+            }
+        }
+    })
+}
+
+/// The fixed tree of neighbors, into the first.
 fn join_segments(sums: &mut [[f32; TILE]]) {
     let mut count = sums.len();
     while count > 1 {

@@ -153,8 +153,8 @@ impl ExpertWorkspace {
             self.rows = vec![0; assignments];
             self.weights = vec![0.0; assignments];
             self.groups = Vec::with_capacity(assignments);
-            self.input = ActivationBuffers::new(assignments)?;
-            self.hidden = ActivationBuffers::new(assignments)?;
+            self.input.raise_max_rows(assignments)?;
+            self.hidden.raise_max_rows(assignments)?;
         }
         if num_experts >= self.starts.len() {
             self.starts = vec![0; num_experts + 1];

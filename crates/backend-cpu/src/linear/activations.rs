@@ -54,6 +54,18 @@ impl ActivationBuffers {
         })
     }
 
+    /// Makes room for more rows, as wide as those that there was room for.
+    pub(crate) fn raise_max_rows(&mut self, max_rows: usize) -> Result<(), BackendError> {
+        let more = |len: usize| (len / self.max_rows.max(1)).saturating_mul(max_rows);
+        let (values, meta, bf16) =
+            (more(self.values.len()), more(self.meta.len()), more(self.bf16.len()));
+        self.values = AlignedBuffer::zeroed(values, "int8 activations")?;
+        self.meta = AlignedBuffer::zeroed(meta, "int8 activations")?;
+        self.bf16 = AlignedBuffer::zeroed(bf16, "bfloat16 activations")?;
+        self.max_rows = max_rows;
+        Ok(())
+    }
+
     /// Makes room for the input of a layer.
     pub(crate) fn reserve(&mut self, weight: &CpuWeight) -> Result<(), BackendError> {
         let (int8, bf16) = weight.takes();
@@ -88,7 +100,7 @@ impl ActivationBuffers {
         let views = self.views(isa, rows, weight, (int8, bf16));
         let convert = |first: usize, end: usize| {
             for row in first..end {
-                // SAFETY: each row is converted by one thread.
+                // SAFETY: whole groups go to one thread.
                 unsafe {
                     views.convert(&input[row * columns..][..columns], row, group_of(row, rows));
                 };
@@ -121,7 +133,7 @@ impl ActivationBuffers {
         pool.run(groups.len(), quarter_share(groups.len(), threads), &|_, taken| {
             for &(first, len) in &groups[taken] {
                 for row in first..first + len {
-                    // SAFETY: each row is converted by one thread.
+                    // SAFETY: whole groups go to one thread.
                     unsafe { views.convert(input(row), row, (first, len)) };
                 }
             }

@@ -72,15 +72,24 @@ fn run<B: Backend>(
     (rank, ranks): (usize, usize),
     input: &[f32],
 ) -> (Vec<f32>, Vec<(u32, f32)>) {
-    let hidden = layer.shape.hidden;
     let experts = layer.pack(backend, rank, ranks);
+    run_packed(backend, layer, &experts, input)
+}
+
+fn run_packed<B: Backend>(
+    backend: &mut B,
+    layer: &Layer,
+    experts: &B::Experts,
+    input: &[f32],
+) -> (Vec<f32>, Vec<(u32, f32)>) {
+    let hidden = layer.shape.hidden;
     let mut routing = backend.routing(&layer.shape).expect("room for choices");
     let mut from = backend.tensor(RowSet::Tokens, hidden).expect("a tensor");
     let mut to = backend.float_tensor(RowSet::Tokens, hidden).expect("a tensor");
     TestStep::rows(input.len() / hidden).begin(backend, &[]);
     backend.write(&mut from, input);
-    backend.route(&mut routing, &from, &experts);
-    backend.expert_feed_forward(&mut to, &from, &routing, &experts, Activation::Silu);
+    backend.route(&mut routing, &from, experts);
+    backend.expert_feed_forward(&mut to, &from, &routing, experts, Activation::Silu);
     let got = (backend.read(&to), backend.read_routing(&routing));
     backend.finish_step(&mut Vec::new()).expect("a working device");
     got
@@ -182,6 +191,26 @@ pub(super) fn shards_join_to_the_whole<B: Backend>(make: Make<'_, B>) {
     }
 }
 
+/// Layers of unlike shapes on one backend do not take each other's room.
+pub(super) fn unlike_layers_share_a_backend<B: Backend>(make: Make<'_, B>) {
+    use WeightKind::{Bf16, F32, Q8_0};
+    let layers = [
+        (shape(8, 2, 512, 64), [Q8_0, Q8_0]),
+        (shape(4, 4, 64, 256), [Bf16, Bf16]),
+        (shape(16, 6, 32, 32), [F32, Q8_0]),
+    ];
+    let layers = layers.map(|(shape, kinds)| Layer::random(shape, kinds, 17));
+    let mut together = make(limits());
+    let packed: Vec<_> = layers.iter().map(|layer| layer.pack(&mut together, 0, 1)).collect();
+    for (layer, experts) in layers.iter().zip(&packed) {
+        let hidden = layer.shape.hidden;
+        let input = random_values(600 * hidden, 18);
+        let (want, _) = run(&mut make(limits()), layer, (0, 1), &input);
+        let (got, _) = run_packed(&mut together, layer, experts, &input);
+        assert_same(&got, &want, &format!("{:?} beside others", layer.shape));
+    }
+}
+
 /// Shapes that cannot be.
 pub(super) fn bad_layers_are_refused<B: Backend>(make: Make<'_, B>) {
     let mut backend = make(limits());
@@ -193,6 +222,7 @@ pub(super) fn bad_layers_are_refused<B: Backend>(make: Make<'_, B>) {
         ExpertsShape { top_k: 0, ..layer.shape },
         ExpertsShape { hidden: 65, ..layer.shape },
         ExpertsShape { split: InnerSplit { segments: 0 }, ..layer.shape },
+        ExpertsShape { split: InnerSplit { segments: 16 }, ..layer.shape },
     ] {
         assert!(backend.experts(&bad, &router).is_err(), "{bad:?}");
     }

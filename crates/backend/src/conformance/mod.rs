@@ -65,6 +65,7 @@ pub fn run_all<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
     experts::shapes(make, tolerances);
     experts::rows_are_independent(make);
     experts::shards_join_to_the_whole(make);
+    experts::unlike_layers_share_a_backend(make);
     experts::bad_layers_are_refused(make);
     attention::shapes(make, tolerances);
     attention::chunks_do_not_matter(make);

@@ -43,7 +43,7 @@ pub(super) const FAMILY: Family = Family {
         spec.attention_scale = 1.0 / (scalar as f32).sqrt();
         spec.attention_soft_cap = keys.soft_cap("attn_logit_softcapping")?;
         spec.logit_soft_cap = keys.soft_cap("final_logit_softcapping")?;
-        let window = keys.find_positive("attention.sliding_window")?.unwrap_or(4096);
+        let window = keys.find_count("attention.sliding_window")?.unwrap_or(4096);
         let layers = (0..spec.num_layers).map(|layer| layer.is_multiple_of(2)).collect();
         spec.windowed = WindowedLayers::new(window as u32, layers);
         Ok(spec)

@@ -68,7 +68,10 @@ fn from_config(config: &Config) -> Result<DecoderSpec, ModelError> {
         config.get("rope_parameters").and_then(|parameters| parameters.get("sliding_attention"));
     let windowed_rope = if by_kind.is_some_and(|parameters| !parameters.is_null()) {
         rope_of_layers(
-            &config.with_field("rope_scaling", Value::Null),
+            &config.with_field("rope_scaling", Value::Null).with_field(
+                "rope_theta",
+                config.get("rope_local_base_freq").cloned().unwrap_or_default(),
+            ),
             Some("sliding_attention"),
             head_dim,
             context,
@@ -98,7 +101,7 @@ fn from_gguf(keys: &Keys<'_>) -> Result<DecoderSpec, ModelError> {
 /// `head_dim^-0.5`; the 27B model, which no key of its file tells apart, divides by the width per
 /// head instead (`query_pre_attn_scalar` of 168).
 fn attention_scale(keys: &Keys<'_>, spec: &DecoderSpec) -> Result<f32, ModelError> {
-    if let Some(scale) = keys.find_f32("attention.scale")? {
+    if let Some(scale) = keys.find_positive_f32("attention.scale")? {
         return Ok(scale);
     }
     let is_27b = (spec.num_layers, spec.hidden, spec.num_heads) == (62, 5376, 32);
@@ -111,7 +114,7 @@ fn windowed_layers(
     spec: &DecoderSpec,
 ) -> Result<Option<WindowedLayers>, ModelError> {
     const PATTERN: &str = "attention.sliding_window_pattern";
-    let Some(window) = keys.find_positive("attention.sliding_window")? else { return Ok(None) };
+    let Some(window) = keys.find_count("attention.sliding_window")? else { return Ok(None) };
     let num_layers = spec.num_layers;
     let of_period = |period: usize| (1..=num_layers).map(|n| !n.is_multiple_of(period)).collect();
     let layers: Vec<bool> = match keys.get(PATTERN) {

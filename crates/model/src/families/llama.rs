@@ -3,6 +3,7 @@
 use oarlock_backend::RotaryStyle;
 
 use super::{Family, PLAIN};
+use crate::spec::WindowedLayers;
 
 pub(super) const FAMILY: Family = Family {
     name: "Llama",
@@ -19,6 +20,9 @@ pub(super) const FAMILY: Family = Family {
         let mut spec = keys.decoder()?;
         spec.rope.style = RotaryStyle::Interleaved;
         spec.experts = keys.experts(&spec, true)?;
+        if let Some(window) = keys.find_count("attention.sliding_window")? {
+            spec.windowed = WindowedLayers::new(window as u32, vec![true; spec.num_layers]);
+        }
         Ok(spec)
     },
     ..PLAIN

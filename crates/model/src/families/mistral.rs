@@ -9,7 +9,8 @@ pub(super) const FAMILY: Family = Family {
     hub: &["mistral"],
     // GGUF files are Llama's.
     from_config: |config| {
-        let config = config.with_defaults(json!({ "sliding_window": 4096 }));
+        let config =
+            config.with_defaults(json!({ "sliding_window": 4096, "num_key_value_heads": 8 }));
         let mut spec = config.decoder()?;
         spec.windowed = config.windowed(&spec, |_| true)?;
         Ok(spec)

@@ -1,5 +1,7 @@
 //! Mixtral: Mistral with experts in every layer, whose weights add up to one (Jiang et al. 2024).
 
+use serde_json::json;
+
 use super::{Family, PLAIN};
 use crate::spec::ExpertsSpec;
 
@@ -14,6 +16,10 @@ pub(super) const FAMILY: Family = Family {
         ("ffn_down.*", "block_sparse_moe.experts.*.w2"),
     ],
     from_config: |config| {
+        let config = config.with_defaults(json!({
+            "rope_theta": 1_000_000.0, "num_key_value_heads": 8, "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+        }));
         let mut spec = config.decoder()?;
         spec.windowed = config.windowed(&spec, |_| true)?;
         spec.experts = Some(ExpertsSpec {

@@ -94,8 +94,7 @@ fn find(
 /// A Gemma-like spec: outputs of blocks are normed, embeddings are scaled by their width's root.
 fn with_gemma(mut spec: DecoderSpec) -> DecoderSpec {
     spec.post_norms = true;
-    // Not rounded to bfloat16, which the original does where it computes in bfloat16: float32 is what the
-    // weights are closest to, and what transformers and llama.cpp take as well.
+    // The original rounds it where it computes in bfloat16; buffers say whether it is here.
     spec.embedding_scale = (spec.hidden as f32).sqrt();
     spec
 }

@@ -21,7 +21,8 @@ pub(super) const FAMILY: Family = Family {
     from_gguf: |keys| {
         let mut spec = keys.decoder()?;
         (spec.fused_qkv, spec.fused_gate_up) = (true, true);
-        if let Some(window) = keys.find_positive("attention.sliding_window")? {
+        // Phi-4's files have a window of 0, which is none.
+        if let Some(window) = keys.find_count("attention.sliding_window")? {
             let layers = vec![true; spec.num_layers];
             spec.windowed = crate::spec::WindowedLayers::new(window as u32, layers);
         }

@@ -174,6 +174,24 @@ impl<'a> Entry<'a> {
     }
 }
 
+/// Types of other files, by their numbers in ggml.
+const UNSUPPORTED: [(u32, &str); 14] = [
+    (3, "(Q4_1)"),
+    (7, "(Q5_1)"),
+    (10, "(Q2_K)"),
+    (11, "(Q3_K)"),
+    (16, "(IQ2_XXS)"),
+    (17, "(IQ2_XS)"),
+    (18, "(IQ3_XXS)"),
+    (19, "(IQ1_S)"),
+    (20, "(IQ4_NL)"),
+    (21, "(IQ3_S)"),
+    (22, "(IQ2_S)"),
+    (23, "(IQ4_XS)"),
+    (28, "(F64)"),
+    (39, "(MXFP4)"),
+];
+
 fn weight_kind(raw: u32) -> Result<WeightKind, String> {
     Ok(match raw {
         0 => WeightKind::F32,
@@ -186,8 +204,10 @@ fn weight_kind(raw: u32) -> Result<WeightKind, String> {
         14 => WeightKind::Q6K,
         30 => WeightKind::Bf16,
         _ => {
+            let name =
+                UNSUPPORTED.iter().find(|(known, _)| *known == raw).map_or("", |(_, name)| *name);
             return Err(format!(
-                "type {raw} is not supported (F32, F16, BF16, Q4_0, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K are)"
+                "type {raw} {name} is not supported (F32, F16, BF16, Q4_0, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K are)"
             ));
         }
     })

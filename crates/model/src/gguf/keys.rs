@@ -8,6 +8,8 @@ use crate::rope::{Rope, RopeScaling, Yarn, long_attention_factor, yarn_attention
 use crate::spec::{DecoderSpec, ExpertsSpec, check_layers, llama_like};
 use crate::weights::floats;
 
+const EPSILON: &str = "attention.layer_norm_rms_epsilon";
+
 /// Metadata keys that begin with the name of the architecture, and the tensors that belong to them.
 pub(crate) struct Keys<'a> {
     header: &'a Header,
@@ -19,7 +21,13 @@ pub(crate) struct Keys<'a> {
 impl<'a> Keys<'a> {
     /// The keys of a file.
     pub(crate) fn new(header: &'a Header, bytes: &'a [u8]) -> Result<Self, ModelError> {
+        const SPLIT: &str = "split.count";
         let architecture = header.metadata.str("general.architecture")?;
+        if header.metadata.find_u32(SPLIT)?.is_some_and(|parts| parts > 1) {
+            let reason =
+                "the model is in several files; merge them (llama-gguf-split --merge) first";
+            return Err(ModelError::metadata(SPLIT, reason));
+        }
         Ok(Self { header, bytes, architecture })
     }
 
@@ -53,11 +61,22 @@ impl<'a> Keys<'a> {
         self.get(name).map(|_| self.positive(name)).transpose()
     }
 
+    /// A count, of which 0 is none.
+    pub(crate) fn find_count(&self, name: &str) -> Result<Option<usize>, ModelError> {
+        let count = self.metadata().find_u32(&self.key(name))?;
+        Ok(count.filter(|count| *count > 0).map(|count| count as usize))
+    }
+
+    /// Whether there is a tensor of this name.
+    pub(crate) fn has_tensor(&self, name: &str) -> bool {
+        self.header.tensors.contains_key(name)
+    }
+
     pub(crate) fn find_f32(&self, name: &str) -> Result<Option<f32>, ModelError> {
         self.metadata().find_f32(&self.key(name))
     }
 
-    fn find_positive_f32(&self, name: &str) -> Result<Option<f32>, ModelError> {
+    pub(crate) fn find_positive_f32(&self, name: &str) -> Result<Option<f32>, ModelError> {
         match self.find_f32(name)? {
             Some(value) if value <= 0.0 => {
                 Err(self.wrong(name, format!("{value} is not positive")))
@@ -109,7 +128,12 @@ impl<'a> Keys<'a> {
         Ok(DecoderSpec {
             vocab_size: self.vocab_size()?,
             context_length,
-            norm_eps: self.metadata().f32(&self.key("attention.layer_norm_rms_epsilon"))?,
+            norm_eps: self
+                .find_positive_f32(EPSILON)?
+                .ok_or_else(|| self.wrong(EPSILON, "missing"))?,
+            qkv_bias: self.has_tensor("blk.0.attn_q.bias"),
+            attention_output_bias: self.has_tensor("blk.0.attn_output.bias"),
+            feed_forward_bias: self.has_tensor("blk.0.ffn_down.bias"),
             rope: Rope {
                 theta: self.find_f32("rope.freq_base")?.unwrap_or(10_000.0),
                 rotated: self.find_positive("rope.dimension_count")?.unwrap_or(head_dim),
@@ -134,24 +158,17 @@ impl<'a> Keys<'a> {
         if let Some(factors) = self.floats("rope_freqs.weight")? {
             return Ok(RopeScaling::Factors(factors));
         }
-        let original = self.find_positive("rope.scaling.original_context_length")?;
+        let original = self.find_count("rope.scaling.original_context_length")?;
         let original = original.unwrap_or(context_length);
-        let attention = self.find_positive_f32("rope.scaling.attn_factor")?;
-        let [long, short] = ["long", "short"].map(|which| format!("rope_factors_{which}.weight"));
-        if let (Some(long), Some(short)) = (self.floats(&long)?, self.floats(&short)?) {
-            let factor = context_length as f32 / original as f32;
-            let attention_factor =
-                attention.unwrap_or_else(|| long_attention_factor(factor, original));
-            return Ok(RopeScaling::LongRope {
-                short,
-                long,
-                original_context: original,
-                attention_factor,
-            });
+        if let Some(scaling) = self.long_rope(context_length, original)? {
+            return Ok(scaling);
         }
-        let required = || {
-            let factor = self.find_positive_f32(FACTOR)?;
-            factor.ok_or_else(|| self.wrong(FACTOR, "missing"))
+        // One of 0 is none.
+        let factor = self.find_f32(FACTOR)?.filter(|factor| *factor != 0.0);
+        let required = || match factor {
+            Some(factor) if factor > 0.0 => Ok(factor),
+            Some(factor) => Err(self.wrong(FACTOR, format!("{factor} is not positive"))),
+            None => Err(self.wrong(FACTOR, "missing, or 0")),
         };
         match self.metadata().find_str(&self.key(TYPE))? {
             None | Some("none") => match self.find_positive_f32("rope.scale_linear")? {
@@ -159,26 +176,74 @@ impl<'a> Keys<'a> {
                 None => Ok(RopeScaling::None),
             },
             Some("linear") => Ok(RopeScaling::Linear { factor: required()? }),
-            Some("yarn") => {
-                let factor = required()?;
-                let beta = |name, by_default| {
-                    Ok::<_, ModelError>(self.find_positive_f32(name)?.unwrap_or(by_default))
-                };
-                Ok(RopeScaling::Yarn(Yarn {
-                    factor,
-                    original_context: original as f32,
-                    beta_fast: beta("rope.scaling.yarn_beta_fast", 32.0)?,
-                    beta_slow: beta("rope.scaling.yarn_beta_slow", 1.0)?,
-                    truncate: true,
-                    // Files give what is multiplied by the paper's factor, not what replaces it.
-                    attention_factor: attention.unwrap_or(1.0) * yarn_attention_factor(factor, 1.0),
-                }))
+            Some("yarn") => Ok(RopeScaling::Yarn(self.yarn(required()?, original)?)),
+            Some("longrope") => {
+                let reason = "longrope, but rope_factors_long.weight and rope_factors_short.weight are missing";
+                Err(self.wrong(TYPE, reason))
             }
             Some(other) => {
-                let reason = format!("{other} is not supported (none, linear, yarn are)");
+                let reason = format!("{other} is not supported (none, linear, yarn, longrope are)");
                 Err(self.wrong(TYPE, reason))
             }
         }
+    }
+
+    /// LongRoPE's factors are tensors.
+    fn long_rope(
+        &self,
+        context: usize,
+        original: usize,
+    ) -> Result<Option<RopeScaling>, ModelError> {
+        let factors = |which: &str| {
+            let name = format!("rope_factors_{which}.weight");
+            let values = self.floats(&name)?;
+            Ok::<_, ModelError>((name, values))
+        };
+        let (long, short) = match (factors("long")?, factors("short")?) {
+            ((_, Some(long)), (_, Some(short))) => (long, short),
+            ((_, None), (_, None)) => return Ok(None),
+            ((missing, None), _) | (_, (missing, None)) => {
+                return Err(ModelError::tensor(
+                    missing,
+                    "missing, although its counterpart is there",
+                ));
+            }
+        };
+        let by_lengths = context as f32 / original as f32;
+        let attention = self.find_positive_f32("rope.scaling.attn_factor")?;
+        let attention_factor =
+            attention.unwrap_or_else(|| long_attention_factor(by_lengths, original));
+        Ok(Some(RopeScaling::LongRope {
+            short,
+            long,
+            original_context: original,
+            attention_factor,
+        }))
+    }
+
+    fn yarn(&self, factor: f32, original: usize) -> Result<Yarn, ModelError> {
+        // What changes the paper's factors, which files of the families here leave alone.
+        for (name, neutral) in [
+            ("rope.scaling.attn_factor", 1.0),
+            ("rope.scaling.yarn_attn_factor", 1.0),
+            ("rope.scaling.yarn_ext_factor", 1.0),
+            ("rope.scaling.yarn_log_multiplier", 0.0),
+        ] {
+            if let Some(value) = self.find_f32(name)?.filter(|value| *value != neutral) {
+                return Err(self.wrong(name, format!("{value} is not supported; {neutral} is")));
+            }
+        }
+        let beta = |name, by_default| {
+            Ok::<_, ModelError>(self.find_positive_f32(name)?.unwrap_or(by_default))
+        };
+        Ok(Yarn {
+            factor,
+            original_context: original as f32,
+            beta_fast: beta("rope.scaling.yarn_beta_fast", 32.0)?,
+            beta_slow: beta("rope.scaling.yarn_beta_slow", 1.0)?,
+            truncate: true,
+            attention_factor: yarn_attention_factor(factor, 1.0),
+        })
     }
 
     /// Experts in every layer, where the file has any; `normalize` is what the family does.
@@ -187,7 +252,7 @@ impl<'a> Keys<'a> {
         spec: &DecoderSpec,
         normalize: bool,
     ) -> Result<Option<ExpertsSpec>, ModelError> {
-        let Some(num_experts) = self.find_positive("expert_count")? else { return Ok(None) };
+        let Some(num_experts) = self.find_count("expert_count")? else { return Ok(None) };
         let width = self.find_positive("expert_feed_forward_length")?;
         Ok(Some(ExpertsSpec {
             num_experts,

@@ -28,7 +28,7 @@ fn a_good_header_is_read_back() {
     let Header { metadata, tensors } = parse(&file).unwrap();
     assert_eq!(metadata.str("general.architecture").unwrap(), "qwen2");
     assert_eq!(metadata.u32("count").unwrap(), 7);
-    assert_eq!(metadata.f32("theta").unwrap(), 1.5);
+    assert_eq!(metadata.find_f32("theta").unwrap(), Some(1.5));
     assert_eq!(metadata.get("flag"), Some(&Value::Bool(true)));
     assert_eq!(metadata.strings("tokens").unwrap(), ["a", "Ġb"]);
     let weight = &tensors["weight"];
@@ -96,7 +96,7 @@ fn impossible_tensors_are_named() {
     assert!(bad(&[1 << 40, 1 << 40], 0).contains("tensor w: its shape"));
     assert!(bad(&[0, 4], 0).contains("is empty"));
     assert!(bad(&[33, 2], 8).contains("whole Q8_0 blocks"));
-    assert!(bad(&[32, 2], 3).contains("type 3 is not supported"));
+    assert!(bad(&[32, 2], 3).contains("type 3 (Q4_1) is not supported"));
     assert!(bad(&[1, 1, 1, 1, 1], 0).contains("5 dimensions"));
     assert!(bad(&[1024, 4], 0).contains("truncated"));
     let twice =

@@ -114,14 +114,9 @@ impl Metadata {
     pub(crate) fn find_f32(&self, key: &str) -> Result<Option<f32>, ModelError> {
         match self.get(key) {
             None => Ok(None),
-            Some(Value::Float(number)) if number.is_finite() => Ok(Some(*number as f32)),
+            Some(Value::Float(number)) if (*number as f32).is_finite() => Ok(Some(*number as f32)),
             Some(_) => Err(ModelError::metadata(key, "not a finite float")),
         }
-    }
-
-    /// A finite float.
-    pub(crate) fn f32(&self, key: &str) -> Result<f32, ModelError> {
-        self.find_f32(key)?.ok_or_else(|| ModelError::metadata(key, "missing"))
     }
 
     /// A boolean, if the key is there.

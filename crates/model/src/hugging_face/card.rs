@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use oarlock_types::{ModelCard, SamplingDefaults, TokenId, TokenizerSource};
-use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Config, read_json, read_text};
+use super::text_files::{TokenizerConfig, first_of_template};
+use super::{Config, read_json, read_json_as, read_text};
 use crate::ModelError;
 use crate::spec::DecoderSpec;
 
@@ -23,7 +23,8 @@ pub(crate) fn card(
         .map_err(|source| ModelError::Io { path: folder.to_owned(), source })?;
     let name = absolute.file_name().map(|name| name.to_string_lossy().into_owned());
     let generation = read_json(folder, "generation_config.json")?.unwrap_or_default();
-    let tokenizer_config = read_json(folder, "tokenizer_config.json")?.unwrap_or_default();
+    let tokenizer_config: TokenizerConfig =
+        read_json_as(folder, "tokenizer_config.json")?.unwrap_or_default();
     let mut eos_token_ids =
         ids("generation_config.json", "eos_token_id", generation.get("eos_token_id"))?;
     eos_token_ids.extend(ids("config.json", "eos_token_id", config.get("eos_token_id"))?);
@@ -32,17 +33,15 @@ pub(crate) fn card(
     let tokenizer = read_text(folder, "tokenizer.json")?;
     let template = tokenizer.as_deref().and_then(first_of_template);
     let configured = ids("config.json", "bos_token_id", config.get("bos_token_id"))?;
-    let add_bos = match tokenizer_config.get("add_bos_token") {
-        Some(Value::Bool(wanted)) => *wanted,
-        // The configuration is silent; the tokenizer's own template says it.
-        _ => template.is_some(),
-    };
+    // Where the configuration is silent, the tokenizer's own template says it.
+    let add_bos = tokenizer_config.add_bos_token.0.unwrap_or(template.is_some());
     let bos_token_id = template.filter(|_| add_bos).or(configured.first().copied());
     if add_bos && bos_token_id.is_none() {
         let reason =
             "true, but neither config.json's bos_token_id nor tokenizer.json says which token";
         return Err(ModelError::metadata("tokenizer_config.json: add_bos_token", reason));
     }
+    let own_template = read_text(folder, "chat_template.jinja")?;
     Ok(ModelCard {
         name: name.unwrap_or_else(|| architecture.clone()),
         architecture,
@@ -50,7 +49,7 @@ pub(crate) fn card(
         context_length: spec.context_length as u32,
         num_parameters,
         tokenizer: tokenizer.map(TokenizerSource::Json),
-        chat_template: chat_template(folder, &tokenizer_config)?,
+        chat_template: own_template.or(tokenizer_config.chat_template.0),
         eos_token_ids,
         bos_token_id,
         add_bos,
@@ -106,41 +105,4 @@ fn ids(file: &str, field: &str, value: Option<&Value>) -> Result<Vec<TokenId>, M
         Some(Value::Array(list)) => list.iter().map(id).collect(),
         Some(one) => Ok(vec![id(one)?]),
     }
-}
-
-/// A file of its own, or a field of the tokenizer's configuration: one template, or several of which
-/// one is called `default`.
-fn chat_template(folder: &Path, tokenizer_config: &Value) -> Result<Option<String>, ModelError> {
-    if let Some(text) = read_text(folder, "chat_template.jinja")? {
-        return Ok(Some(text));
-    }
-    let text = |value: &Value| value.as_str().map(str::to_owned);
-    Ok(match tokenizer_config.get("chat_template") {
-        Some(Value::Array(templates)) => templates
-            .iter()
-            .find(|template| template.get("name").and_then(Value::as_str) == Some("default"))
-            .and_then(|template| template.get("template").and_then(text)),
-        Some(one) => text(one),
-        None => None,
-    })
-}
-
-/// The part of a `tokenizer.json` that says what is put around a text.
-#[derive(Deserialize)]
-struct PostProcessed {
-    post_processor: Option<Value>,
-}
-
-/// The token that the tokenizer's template puts before a text, if it does.
-fn first_of_template(tokenizer: &str) -> Option<TokenId> {
-    let whole: PostProcessed = serde_json::from_str(tokenizer).ok()?;
-    let processor = whole.post_processor?;
-    let inner = processor.get("processors").and_then(Value::as_array);
-    let all = inner.map_or_else(|| vec![&processor], |inner| inner.iter().collect());
-    let is_template =
-        |one: &&&Value| one.get("type").and_then(Value::as_str) == Some("TemplateProcessing");
-    let template = all.iter().find(is_template)?;
-    let name = template.get("single")?.get(0)?.get("SpecialToken")?.get("id")?.as_str()?;
-    let id = template.get("special_tokens")?.get(name)?.get("ids")?.get(0)?.as_u64()?;
-    u32::try_from(id).ok().map(TokenId)
 }

@@ -172,13 +172,14 @@ impl Config {
         let feed_forward = self.positive("intermediate_size")?;
         let attention_bias = self.flag("attention_bias")?;
         let widths = [num_layers, hidden, num_heads, num_kv_heads, head_dim, feed_forward];
-        let context_length = self.positive("max_position_embeddings")?;
+        let configured = self.positive("max_position_embeddings")?;
+        let rope = rope::of_all_layers(self, head_dim, configured)?;
         Ok(DecoderSpec {
             vocab_size: self.positive("vocab_size")?,
             tied_output: Some(self.flag("tie_word_embeddings")?),
-            context_length,
+            context_length: rope.scaling.context(configured),
             norm_eps: self.float("rms_norm_eps")?,
-            rope: rope::of_all_layers(self, head_dim, context_length)?,
+            rope,
             qkv_bias: attention_bias,
             attention_output_bias: attention_bias,
             activation: self.activation()?,

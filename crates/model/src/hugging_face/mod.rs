@@ -11,6 +11,7 @@ mod rope;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod text_files;
 
 use std::io::Read as _;
 use std::path::Path;
@@ -41,7 +42,7 @@ const MAX_TEXT_BYTES: u64 = 32 << 20;
 /// its bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// The largest tokenizers have some 35 MB.
-const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 
 /// A text file of the folder; `None` where there is none of that name.
 fn read_text(folder: &Path, name: &str) -> Result<Option<String>, ModelError> {
@@ -84,9 +85,10 @@ fn read_json(folder: &Path, name: &str) -> Result<Option<Value>, ModelError> {
 /// A JSON file of the folder; `None` where there is no file of that name.
 fn read_json_as<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<Option<T>, ModelError> {
     let Some(text) = read_text(folder, name)? else { return Ok(None) };
-    let wrong = |error: serde_json::Error| ModelError::Format {
-        path: folder.join(name),
-        reason: error.to_string(),
-    };
-    serde_json::from_str(&text).map(Some).map_err(wrong)
+    let wrong = |reason: String| ModelError::Format { path: folder.join(name), reason };
+    // A list would do for the fields of a structure, in order.
+    if text.trim_start().starts_with('[') {
+        return Err(wrong("it is no JSON object".to_owned()));
+    }
+    serde_json::from_str(&text).map(Some).map_err(|error| wrong(error.to_string()))
 }

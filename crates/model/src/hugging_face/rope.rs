@@ -39,8 +39,11 @@ pub(crate) fn of_layers(
         Some(parameters) if parameters.get(name).is_some() => parameters.find_float(name),
         _ => config.find_float(name),
     };
-    let partial = find("partial_rotary_factor")?.unwrap_or(1.0);
-    let rotated = (head_dim as f64 * f64::from(partial)) as usize;
+    // In float64, as 80 * 0.9 is 72 there.
+    find("partial_rotary_factor")?;
+    let partial = |config: &Config| config.get("partial_rotary_factor").and_then(Value::as_f64);
+    let partial = parameters.as_ref().and_then(partial).or_else(|| partial(config)).unwrap_or(1.0);
+    let rotated = (head_dim as f64 * partial) as usize;
     let scaling = match &parameters {
         None => RopeScaling::None,
         Some(parameters) => scaling(config, parameters, context_length)?,
@@ -105,18 +108,14 @@ fn kind(parameters: &Config) -> Result<&str, ModelError> {
         Some(Value::String(name)) => Ok(Some(&name[..])),
         Some(other) => Err(parameters.wrong(field, format!("{other} is not a string"))),
     };
-    match (name("rope_type")?, name("type")?) {
-        (Some(one), Some(other)) if one != other => {
-            Err(parameters.wrong("rope_type", format!("{one}, but type is {other}")))
+    // The newer one counts where a file that was saved anew has both.
+    match name("rope_type")?.or(name("type")?) {
+        Some(name) => Ok(name),
+        // A factor of nothing in particular.
+        None if parameters.get("factor").is_some() => {
+            Err(parameters.wrong("rope_type", "missing, although there is a factor"))
         }
-        (one, other) => match one.or(other) {
-            Some(name) => Ok(name),
-            // A factor of nothing in particular.
-            None if parameters.get("factor").is_some() => {
-                Err(parameters.wrong("rope_type", "missing, although there is a factor"))
-            }
-            None => Ok("default"),
-        },
+        None => Ok("default"),
     }
 }
 

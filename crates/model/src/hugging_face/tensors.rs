@@ -127,6 +127,10 @@ pub(crate) fn tensor_table(
                 ));
             }
         };
+        // Only experts of a layer in one tensor have three dimensions.
+        if info.shape.len() > 2 && !own.contains("_exps.") {
+            return Err(format!("tensor {name}: its shape has {} dimensions", info.shape.len()));
+        }
         let (columns, outer) = info.shape.split_last().unwrap_or((&1, &[]));
         // Checked by the reader: the product of all fits.
         let rows = outer.iter().product();

@@ -66,10 +66,6 @@ fn what_is_not_supported_is_named() {
         (json!({"head_dim": 24}), ["key_length", "multiple of 16"]),
         (json!({"attention_bias": 1}), ["attention_bias", "neither true nor false"]),
         (json!({"rope_scaling": {"factor": 4.0}}), ["rope_scaling.rope_type", "factor"]),
-        (
-            json!({"rope_scaling": {"rope_type": "default", "type": "linear"}}),
-            ["linear", "default"],
-        ),
         (json!({"rope_scaling": 4.0}), ["rope_scaling", "not an object"]),
         (
             json!({"rope_parameters": null, "partial_rotary_factor": 0.3}),

@@ -28,7 +28,14 @@ impl Rope {
         let frequency = |pair| 1.0 / libm::pow(f64::from(self.theta), exponent(pair));
         let plain: Vec<f64> = (0..self.rotated / 2).map(frequency).collect();
         let (scaled, factor) = self.scaling.apply(plain, f64::from(self.theta), positions);
+        // transformers computes the long factors' frequencies anew when it needs them: no buffer.
+        let buffers = if self.is_long(positions) { BufferType::Float32 } else { buffers };
         (scaled.into_iter().map(|one| buffers.round(one as f32)).collect(), factor)
+    }
+
+    /// Whether a server that has sequences of so many positions takes LongRoPE's factors for long ones.
+    pub(crate) fn is_long(&self, positions: usize) -> bool {
+        matches!(&self.scaling, RopeScaling::LongRope { original_context, .. } if positions > *original_context)
     }
 }
 

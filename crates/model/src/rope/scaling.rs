@@ -62,6 +62,16 @@ pub(crate) fn long_attention_factor(factor: f32, original_context: usize) -> f32
 }
 
 impl RopeScaling {
+    /// The context of a model whose configuration says so many positions. What was trained before its angles
+    /// were scaled often has its old number there (YaRN in Qwen's documentation).
+    pub(crate) fn context(&self, configured: usize) -> usize {
+        let scaled = match self {
+            Self::Yarn(yarn) => f64::from(yarn.original_context) * f64::from(yarn.factor),
+            _ => 0.0,
+        };
+        configured.max(scaled.min(f64::from(u32::MAX)) as usize)
+    }
+
     /// Changes the frequencies of a base `theta`; gives also the factor of cosines and sines.
     pub(super) fn apply(&self, plain: Vec<f64>, theta: f64, positions: usize) -> (Vec<f64>, f32) {
         let divided = |plain: Vec<f64>, by: &[f32]| -> Vec<f64> {

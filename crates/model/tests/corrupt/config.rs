@@ -172,3 +172,28 @@ fn configurations_that_are_none() {
     }
     attempt(folder.path()).unwrap();
 }
+
+/// Files beside the configuration take no trees of values: what nobody reads is passed over.
+#[test]
+fn companions_of_many_values() {
+    let folder = folder("llama");
+    let zeros = "0,".repeat(2 << 20);
+    let empty = "{},".repeat(1 << 20);
+    for (name, text) in [
+        ("tokenizer_config.json", format!(r#"{{"a":[{zeros}0]}}"#)),
+        ("tokenizer_config.json", format!(r#"{{"add_bos_token":[{zeros}0]}}"#)),
+        ("tokenizer_config.json", format!(r#"{{"chat_template":[{zeros}0]}}"#)),
+        ("tokenizer.json", format!(r#"{{"post_processor":[{zeros}0]}}"#)),
+        (
+            "tokenizer.json",
+            format!(
+                r#"{{"post_processor":{{"type":"TemplateProcessing","single":[{empty}{{}}]}}}}"#
+            ),
+        ),
+    ] {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        clear_or_loaded(folder.path(), name);
+        fs::remove_file(path).unwrap();
+    }
+}

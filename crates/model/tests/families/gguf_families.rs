@@ -22,9 +22,11 @@ const F32: u32 = 0;
 const BF16: u32 = 30;
 
 /// Folder, architecture of the file, and what the converter does.
-const MODELS: [(&str, &str, Rules); 10] = [
+const MODELS: [(&str, &str, Rules); 12] = [
     ("llama", "llama", Rules { is_reordered: true, ..PLAIN }),
     ("llama3-rope", "llama", Rules { is_reordered: true, ..PLAIN }),
+    // The converter writes no window for it; a file that has one means it.
+    ("mistral-swa", "llama", Rules { is_reordered: true, ..PLAIN }),
     ("mixtral", "llama", Rules { is_reordered: true, ..PLAIN }),
     ("llama-tied-mqa", "llama", Rules { is_reordered: true, ..PLAIN }),
     ("qwen2", "qwen2", PLAIN),
@@ -33,6 +35,7 @@ const MODELS: [(&str, &str, Rules); 10] = [
     ("gemma2", "gemma2", Rules { norms_get_one: true, ..PLAIN }),
     ("gemma3", "gemma3", Rules { norms_get_one: true, ..PLAIN }),
     ("phi3", "phi3", PLAIN),
+    ("llama-biases", "llama", Rules { is_reordered: true, ..PLAIN }),
 ];
 
 #[derive(Clone, Copy)]
@@ -49,12 +52,23 @@ struct Tensor {
     values: Vec<f32>,
 }
 
+/// Where a folder is.
+fn place(name: &str) -> String {
+    let folder = if name == "llama-biases" { "relatives" } else { "tiny" };
+    format!("{folder}/{name}")
+}
+
 fn tensors(folder: &str) -> BTreeMap<String, Tensor> {
-    let bytes = fs::read(fixture(&format!("tiny/{folder}/model.safetensors"))).unwrap();
+    let bytes = fs::read(fixture(&place(folder)).join("model.safetensors")).unwrap();
     let all = SafeTensors::deserialize(&bytes).unwrap();
     let one = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
-        let pairs = view.data().as_chunks::<2>().0.iter();
-        let values = pairs.map(|pair| bf16::from_le_bytes(*pair).to_f32()).collect();
+        let data = view.data();
+        let values = if view.dtype() == safetensors::Dtype::F32 {
+            data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        } else {
+            let pairs = data.as_chunks::<2>().0.iter();
+            pairs.map(|pair| bf16::from_le_bytes(*pair).to_f32()).collect()
+        };
         (name, Tensor { shape: view.shape().to_vec(), values })
     };
     all.tensors().into_iter().map(one).collect()
@@ -123,13 +137,13 @@ fn with_tensors(
     architecture: &str,
     rules: Rules,
 ) -> GgufWriter {
-    let config = fixture_json(&format!("tiny/{folder}/config.json"));
+    let config = fixture_json(&format!("{}/config.json", place(folder)));
     let number = |field: &str| config[field].as_u64().unwrap() as usize;
     let all = tensors(folder);
     let mut add = |name: &str, tensor: &Tensor, values: &[f32]| {
         let dimensions: Vec<u64> = tensor.shape.iter().rev().map(|size| *size as u64).collect();
         let is_small = dimensions.len() == 1 || name.contains("ffn_gate_inp");
-        let kind = if is_small { F32 } else { BF16 };
+        let kind = if is_small || folder == "llama-biases" { F32 } else { BF16 };
         file = std::mem::take(&mut file).tensor(name, &dimensions, kind, &bytes(values, kind));
     };
     for (name, tensor) in &all {
@@ -194,7 +208,7 @@ fn llama3_factors(config: &Value) -> Vec<f32> {
 }
 
 fn converted(folder: &str, architecture: &str, rules: Rules) -> Vec<u8> {
-    let config = fixture_json(&format!("tiny/{folder}/config.json"));
+    let config = fixture_json(&format!("{}/config.json", place(folder)));
     let mut file = GgufWriter::default().string("general.architecture", architecture);
     let key = |name: &str| format!("{architecture}.{name}");
     for (name, field) in [
@@ -215,6 +229,10 @@ fn converted(folder: &str, architecture: &str, rules: Rules) -> Vec<u8> {
         if let Some(value) = config[field].as_u64() {
             file = file.u32(&key(name), value as u32);
         }
+    }
+    if architecture == "phi3" && config["sliding_window"].is_null() {
+        // What the converter writes of no window.
+        file = file.u32(&key("attention.sliding_window"), 0);
     }
     let rope = &config["rope_parameters"];
     let rope = if rope["full_attention"].is_null() { rope } else { &rope["full_attention"] };
@@ -238,10 +256,10 @@ fn files_and_folders_are_the_same_models() {
         let path = folder.path().join(format!("{name}.gguf"));
         fs::write(&path, converted(name, architecture, rules)).unwrap();
         let file = Checkpoint::open(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let original = Checkpoint::open(&fixture(&format!("tiny/{name}"))).unwrap();
+        let original = Checkpoint::open(&fixture(&place(name))).unwrap();
         assert_eq!(file.tensor_parallel_degrees(), original.tensor_parallel_degrees(), "{name}");
         assert!(file.shard_bytes(Shard::WHOLE) >= original.shard_bytes(Shard::WHOLE), "{name}");
-        let cases = fixture_json(&format!("tiny/{name}/expected.json"));
+        let cases = fixture_json(&format!("{}/expected.json", place(name)));
         let prompts = cases["cases"].as_array().unwrap().iter().map(|case| ids(&case["prompt"]));
         let prompt: Vec<TokenId> = prompts.max_by_key(Vec::len).unwrap();
         let scores = |checkpoint: &Checkpoint| {

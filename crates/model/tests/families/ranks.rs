@@ -55,6 +55,13 @@ fn bits(results: &[RowResult]) -> Vec<String> {
     results.iter().map(one).collect()
 }
 
+/// A fixture; `NAME@q8_0` is quantized at load.
+fn open(name: &str) -> Checkpoint {
+    let (name, quantization) = name.split_once('@').unwrap_or((name, "none"));
+    let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
+    checkpoint.with_quantization(quantization.parse().unwrap())
+}
+
 /// Runs all steps on one rank: the results of each.
 fn run_rank<B: HostBackend>(
     name: &str,
@@ -64,7 +71,7 @@ fn run_rank<B: HostBackend>(
     steps: &[Step],
     tracer: Option<Box<dyn Tracer>>,
 ) -> Vec<Vec<RowResult>> {
-    let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
+    let checkpoint = open(name);
     let num_blocks = NUM_SLOTS * MAX_BLOCKS;
     let mut decoder = load(&checkpoint, &mut backend, collective, num_blocks, &mut |_| ()).unwrap();
     if let Some(tracer) = tracer {
@@ -218,6 +225,19 @@ fn the_oracle_and_windows_and_quantized_weights() {
     same_bits(&|| OracleBackend::new(LIMITS), "tiny/qwen3-moe", &[2, 4], &prompts, &steps);
     // Norms of heads, caps, windows; several key heads.
     same_bits(&|| cpu(2), "tiny-gemma3/model.gguf", &[2], &prompts, &steps);
+}
+
+#[test]
+fn weights_that_are_quantized_at_load() {
+    let prompts = prompts(&[20, 1, 33, 7], 5);
+    let steps: Vec<Step> = (0..8).map(|_| (0..4).map(|slot| (slot, 13)).collect()).collect();
+    for (name, degrees) in [("llama-blocks", &[2, 4][..]), ("qwen3-moe-blocks", &[2])] {
+        for quantization in ["q8_0", "q4_0"] {
+            let name = format!("relatives/{name}@{quantization}");
+            assert_eq!(&open(&name).tensor_parallel_degrees()[1..], degrees, "{name}");
+            same_bits(&|| cpu(2), &name, degrees, &prompts, &steps);
+        }
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::scoring::{Model, ids, limits};
 const NUM_BLOCKS: usize = 16;
 const LIMITS: BackendLimits = limits(NUM_BLOCKS, 32);
 
-const MODELS: [&str; 13] = [
+const MODELS: [&str; 15] = [
     "llama-biases",
     "llama-linear-f16",
     "llama-one-head-group",
@@ -28,6 +28,8 @@ const MODELS: [&str; 13] = [
     "gemma3-scaled",
     "phi3-partial-windowed",
     "phi3-longrope",
+    "llama-blocks",
+    "qwen3-moe-blocks",
 ];
 
 /// The greatest distance from the reference's logprobs, and the greatest lead of a token that was not chosen.

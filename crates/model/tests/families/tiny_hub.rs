@@ -154,7 +154,7 @@ fn quantizing_at_load_costs_what_it_should() {
     for name in MODELS {
         let mut means = Vec::new();
         for (quantization, most) in
-            [(Quantization::None, 0.1), (Quantization::Q8_0, 0.15), (Quantization::Q4_0, 1.0)]
+            [(Quantization::None, 0.1), (Quantization::Q8_0, 0.15), (Quantization::Q4_0, 2.0)]
         {
             let checkpoint = Checkpoint::open(&fixture(&format!("tiny/{name}"))).unwrap();
             let checkpoint =
