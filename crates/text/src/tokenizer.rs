@@ -147,7 +147,9 @@ impl Tokenizer {
             matched: MatchedTokens::new(tokens())?,
             add_space_prefix: vocabulary.add_space_prefix,
         };
-        Ok(Self { encoder, table, text_start: TextStart::Whole })
+        let text_start =
+            if vocabulary.add_space_prefix { TextStart::WithoutSpace } else { TextStart::Whole };
+        Ok(Self { encoder, table, text_start })
     }
 
     /// The tokens of `text`. With `parse_special`, texts of special tokens in it become those tokens;
@@ -189,8 +191,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The whole text of `ids`: without a space that encoding has put before it, where a
-    /// `tokenizer.json` takes it away again. Bytes that are not UTF-8 become U+FFFD. With
+    /// The whole text of `ids`, without a space that encoding has put before it. Bytes that are not UTF-8 become U+FFFD. With
     /// `skip_special`, special tokens leave no text. Unknown ids leave none in any case.
     pub fn decode(&self, ids: &[TokenId], skip_special: bool) -> String {
         let mut text = String::new();
