@@ -87,11 +87,14 @@ fn decomposed_text_stays_as_it_is() {
 
 #[test]
 fn long_runs_are_no_problem() {
-    let tokenizer = tokenizer();
-    for unit in [" ", "a", "\n", "<", "hi", "🚀"] {
-        let text = unit.repeat(300_000 / unit.len());
-        let tokens = tokenizer.encode(&text, true).unwrap();
-        assert_eq!(tokenizer.decode(&tokens, true), text);
+    for pre in ["qwen2", "gpt-4o", "tekken"] {
+        let vocabulary = BpeVocabulary { pre: pre.to_owned(), ..vocabulary() };
+        let tokenizer = Tokenizer::new(&TokenizerSource::Bpe(vocabulary)).unwrap();
+        for unit in [" ", "a", "A", "Aa", "日", "\u{301}", "\n", "/", "<", "hi", "🚀"] {
+            let text = unit.repeat(300_000 / unit.len());
+            let tokens = tokenizer.encode(&text, true).unwrap();
+            assert_eq!(tokenizer.decode(&tokens, true), text, "{pre} {unit}");
+        }
     }
 }
 
