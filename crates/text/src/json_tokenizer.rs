@@ -4,6 +4,7 @@ use oarlock_types::TokenId;
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::models::ModelWrapper;
+use tokenizers::normalizers::Precompiled;
 
 use crate::TextError;
 use crate::byte_level::append_bytes;
@@ -20,12 +21,32 @@ pub(crate) struct JsonEncoder {
     literal: Box<tokenizers::Tokenizer>,
 }
 
-/// The part of a file that the `tokenizers` crate takes for granted: where this can be read, that
-/// crate's reader gives errors and does not panic on a damaged one.
+/// The parts of a file that the `tokenizers` crate takes for granted: its reader panics on these where
+/// they are damaged, and gives errors for the others.
 #[derive(Deserialize)]
 struct Outline {
     #[serde(default, rename = "decoder")]
     _decoder: Value,
+    #[serde(default)]
+    normalizer: Value,
+}
+
+impl Outline {
+    fn check(text: &str) -> serde_json::Result<()> {
+        let outline: Outline = serde_json::from_str(text)?;
+        check_normalizer(outline.normalizer)
+    }
+}
+
+/// An error for a compiled normalizer that cannot be read.
+fn check_normalizer(mut normalizer: Value) -> serde_json::Result<()> {
+    if normalizer["type"] == "Precompiled" {
+        return serde_json::from_value::<Precompiled>(normalizer).map(|_| ());
+    }
+    match normalizer.get_mut("normalizers").map(Value::take) {
+        Some(Value::Array(steps)) => steps.into_iter().try_for_each(check_normalizer),
+        _ => Ok(()),
+    }
 }
 
 impl JsonEncoder {
@@ -33,7 +54,7 @@ impl JsonEncoder {
     /// proportion to the file's length.
     pub(crate) fn read(text: &str) -> Result<(Self, TokenTable, TextStart), TextError> {
         let invalid = |error: &dyn std::fmt::Display| TextError::InvalidJson(error.to_string());
-        let _: Outline = serde_json::from_str(text).map_err(|error| invalid(&error))?;
+        Outline::check(text).map_err(|error| invalid(&error))?;
         let parsing = tokenizers::Tokenizer::from_bytes(text).map_err(|error| invalid(&error))?;
         let (writing, start) = understand(parsing.get_decoder())?;
         if writing == Writing::Marks

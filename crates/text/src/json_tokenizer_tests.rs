@@ -189,6 +189,11 @@ fn damaged_files_are_errors() {
         let text = format!("{{\"decoder\": {decoder}, {}", &file[1..]);
         assert!(read(&text).is_err());
     }
+    let damaged = json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"});
+    let nested = json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, damaged]});
+    for normalizer in [damaged, nested, json!({"type": "Precompiled"}), json!("Precompiled")] {
+        assert!(changed("gemma", |json| json["normalizer"] = normalizer).is_err());
+    }
 }
 
 /// 128 KiB of one unit: no text takes the square of its length.
