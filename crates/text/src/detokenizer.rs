@@ -8,15 +8,23 @@ use crate::Tokenizer;
 #[derive(Clone, Debug)]
 pub struct Detokenizer {
     skip_special: bool,
+    /// Whether the next token begins the text.
+    at_start: bool,
     /// The first bytes of a character that is not complete yet; a UTF-8 character has at most 4.
     pending: [u8; 3],
     num_pending: usize,
 }
 
 impl Detokenizer {
-    /// A stream's beginning. With `skip_special`, special tokens leave no text.
+    /// For a stream that continues a text, as an answer does: a space that its first token begins with
+    /// is part of it. With `skip_special`, special tokens leave no text.
     pub fn new(skip_special: bool) -> Self {
-        Self { skip_special, pending: [0; 3], num_pending: 0 }
+        Self { skip_special, at_start: false, pending: [0; 3], num_pending: 0 }
+    }
+
+    /// For a whole text, without the space that encoding has put before it.
+    pub fn at_start(skip_special: bool) -> Self {
+        Self { at_start: true, ..Self::new(skip_special) }
     }
 
     /// Appends the text that is certain after `id` to `text`. Bytes that cannot become a character
@@ -26,7 +34,10 @@ impl Detokenizer {
             return;
         }
         let bytes = tokenizer.token_bytes(id);
-        if self.num_pending == 0 {
+        if self.at_start && !bytes.is_empty() {
+            self.at_start = false;
+            self.append(&tokenizer.first_token_bytes(id), text);
+        } else if self.num_pending == 0 {
             self.append(bytes, text);
         } else {
             let mut joined = Vec::with_capacity(self.num_pending + bytes.len());

@@ -4,13 +4,15 @@
 //! therefore has no `strftime_now`: one that wants a date falls back to its own default, or takes it
 //! from the request's `chat_template_kwargs`.
 //!
-//! Invariants: [`Tokenizer::decode`] of all ids equals the concatenation of what a [`Detokenizer`]
-//! gives for them one at a time; a [`StopMatcher`] gives the same text however its input is cut.
+//! Invariants: [`Tokenizer::decode`] of all ids equals the concatenation of what a
+//! [`Detokenizer::at_start`] gives for them one at a time; a [`StopMatcher`] gives the same text however its input is cut.
 
 mod byte_level;
 mod chat_template;
 mod detokenizer;
 mod error;
+mod json_decoder;
+mod json_tokenizer;
 mod pre_tokenizer;
 mod python_json;
 mod sentence_piece;

@@ -1,13 +1,14 @@
-//! The tokenizer: byte-level BPE through the `tokenizers` crate, SentencePiece's BPE and special tokens
-//! by our own code.
+//! The tokenizer: byte-level BPE and `tokenizer.json` files through the `tokenizers` crate, SentencePiece's
+//! BPE and special tokens by our own code.
 
 use std::borrow::Cow;
 
 use oarlock_types::{BpeVocabulary, SentencePieceVocabulary, TokenId, TokenKind, TokenizerSource};
-use tokenizers::decoders::DecoderWrapper;
 use tokenizers::models::bpe::{BPE, Vocab};
 
 use crate::byte_level::{alphabet, append_bytes, occurs_in_utf8};
+use crate::json_decoder::TextStart;
+use crate::json_tokenizer::JsonEncoder;
 use crate::pre_tokenizer::preparation;
 use crate::sentence_piece::{PieceEncoder, SPACE_MARK};
 use crate::special_tokens::{Piece, SpecialTokens};
@@ -18,6 +19,7 @@ use crate::{Detokenizer, TextError};
 pub struct Tokenizer {
     encoder: Encoder,
     table: TokenTable,
+    text_start: TextStart,
 }
 
 enum Encoder {
@@ -35,13 +37,8 @@ enum Encoder {
         /// Whether a text begins with a space that is not in it.
         add_space_prefix: bool,
     },
-    /// A `tokenizer.json`, which describes its added tokens itself.
-    Json {
-        /// Matches special tokens in the text.
-        parsing: Box<tokenizers::Tokenizer>,
-        /// Takes special tokens for ordinary text.
-        literal: Box<tokenizers::Tokenizer>,
-    },
+    /// A `tokenizer.json`.
+    Json(JsonEncoder),
 }
 
 /// Tokens that are matched in the text before the rest of it is encoded.
@@ -77,11 +74,14 @@ impl Tokenizer {
     ///
     /// # Errors
     /// A pre-tokenizer that is not known, a vocabulary that contradicts itself, a `tokenizer.json`
-    /// that is malformed or not byte-level.
+    /// that is malformed, or neither byte-level nor of SentencePiece's BPE.
     pub fn new(source: &TokenizerSource) -> Result<Self, TextError> {
         match source {
             TokenizerSource::Bpe(vocabulary) => Self::from_vocabulary(vocabulary),
-            TokenizerSource::Json(text) => Self::from_json(text),
+            TokenizerSource::Json(text) => {
+                let (encoder, table, text_start) = JsonEncoder::read(text)?;
+                Ok(Self { encoder: Encoder::Json(encoder), table, text_start })
+            }
             TokenizerSource::SentencePiece(vocabulary) => Self::from_pieces(vocabulary),
         }
     }
@@ -104,13 +104,14 @@ impl Tokenizer {
             table.push(kind == TokenKind::Control, |bytes| {
                 match kind {
                     TokenKind::Normal => append_bytes(text, bytes),
-                    TokenKind::Byte => bytes.push(raw_byte(text)?),
+                    TokenKind::Byte => bytes.push(byte_of_byte_token(text)?),
                     _ => bytes.extend_from_slice(text.as_bytes()),
                 }
                 Ok(())
             })?;
         }
-        Ok(Self { encoder: Encoder::Bpe { ordinary: Box::new(ordinary), matched }, table })
+        let encoder = Encoder::Bpe { ordinary: Box::new(ordinary), matched };
+        Ok(Self { encoder, table, text_start: TextStart::Whole })
     }
 
     fn from_pieces(vocabulary: &SentencePieceVocabulary) -> Result<Self, TextError> {
@@ -132,7 +133,7 @@ impl Tokenizer {
         for (_, kind, text) in tokens() {
             table.push(kind == TokenKind::Control, |bytes| {
                 match kind {
-                    TokenKind::Byte => bytes.push(raw_byte(text)?),
+                    TokenKind::Byte => bytes.push(byte_of_byte_token(text)?),
                     _ => bytes.extend_from_slice(text.as_bytes()),
                 }
                 Ok(())
@@ -146,33 +147,9 @@ impl Tokenizer {
             matched: MatchedTokens::new(tokens())?,
             add_space_prefix: vocabulary.add_space_prefix,
         };
-        Ok(Self { encoder, table })
-    }
-
-    fn from_json(text: &str) -> Result<Self, TextError> {
-        let parsing = tokenizers::Tokenizer::from_bytes(text)
-            .map_err(|error| TextError::InvalidJson(error.to_string()))?;
-        if !matches!(parsing.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
-            let message = "its decoder is not ByteLevel, and others are not supported yet";
-            return Err(TextError::InvalidJson(message.to_owned()));
-        }
-        let mut literal = parsing.clone();
-        literal.set_encode_special_tokens(true);
-        let added = parsing.get_added_tokens_decoder();
-        let size = parsing.get_vocab(true).into_values().max().map_or(0, |last| last + 1);
-        let mut table = TokenTable::with_capacity(size as usize);
-        for id in 0..size {
-            let added = added.get(&id);
-            table.push(added.is_some_and(|token| token.special), |bytes| {
-                match added {
-                    Some(token) => bytes.extend_from_slice(token.content.as_bytes()),
-                    None => append_bytes(&parsing.id_to_token(id).unwrap_or_default(), bytes),
-                }
-                Ok(())
-            })?;
-        }
-        let encoder = Encoder::Json { parsing: Box::new(parsing), literal: Box::new(literal) };
-        Ok(Self { encoder, table })
+        let text_start =
+            if vocabulary.add_space_prefix { TextStart::WithoutSpace } else { TextStart::Whole };
+        Ok(Self { encoder, table, text_start })
     }
 
     /// The tokens of `text`. With `parse_special`, texts of special tokens in it become those tokens;
@@ -209,18 +186,16 @@ impl Tokenizer {
                     Piece::Text(text) => ordinary.encode(&self.table, text, &mut ids),
                 })?;
             }
-            Encoder::Json { parsing, literal } => {
-                encode_ordinary(if parse_special { parsing } else { literal }, text, &mut ids)?;
-            }
+            Encoder::Json(encoder) => encoder.encode(text, parse_special, &mut ids)?,
         }
         Ok(ids)
     }
 
-    /// The text of `ids`; bytes that are not UTF-8 become U+FFFD. With `skip_special`, special tokens
-    /// leave no text. Unknown ids leave none in any case.
+    /// The whole text of `ids`, without a space that encoding has put before it. Bytes that are not UTF-8 become U+FFFD. With
+    /// `skip_special`, special tokens leave no text. Unknown ids leave none in any case.
     pub fn decode(&self, ids: &[TokenId], skip_special: bool) -> String {
         let mut text = String::new();
-        let mut detokenizer = Detokenizer::new(skip_special);
+        let mut detokenizer = Detokenizer::at_start(skip_special);
         for id in ids {
             detokenizer.push(self, *id, &mut text);
         }
@@ -233,7 +208,19 @@ impl Tokenizer {
         self.table.get(id)
     }
 
-    /// The text of one token on its own; a part of a character becomes U+FFFD.
+    /// What a text has of the token that it begins with.
+    pub(crate) fn first_token_bytes(&self, id: TokenId) -> Cow<'_, [u8]> {
+        let bytes = self.token_bytes(id);
+        match (self.text_start, &self.encoder) {
+            (TextStart::WithoutSpace, _) => bytes.strip_prefix(b" ").unwrap_or(bytes).into(),
+            (TextStart::WithoutMarks, Encoder::Json(encoder)) if !self.is_special(id) => {
+                encoder.without_marks(id).map_or(bytes.into(), Cow::from)
+            }
+            _ => bytes.into(),
+        }
+    }
+
+    /// The text of one token in the middle of others; a part of a character becomes U+FFFD.
     pub fn token_text(&self, id: TokenId) -> String {
         String::from_utf8_lossy(self.token_bytes(id)).into_owned()
     }
@@ -321,16 +308,19 @@ fn split_merges(vocabulary: &BpeVocabulary) -> Result<Vec<(String, String)>, Tex
 }
 
 /// The byte of a token like `<0x0A>`.
-fn raw_byte(text: &str) -> Result<u8, TextError> {
-    text.strip_prefix("<0x")
-        .and_then(|rest| rest.strip_suffix('>'))
-        .and_then(|digits| u8::from_str_radix(digits, 16).ok())
-        .ok_or_else(|| {
-            TextError::InvalidVocabulary(format!("byte token not of the form <0x0A>: {text:?}"))
-        })
+pub(crate) fn raw_byte(text: &str) -> Option<u8> {
+    let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
+    u8::from_str_radix(digits, 16).ok()
 }
 
-fn encode_ordinary(
+/// The byte of a token that its kind says is one.
+fn byte_of_byte_token(text: &str) -> Result<u8, TextError> {
+    raw_byte(text).ok_or_else(|| {
+        TextError::InvalidVocabulary(format!("byte token not of the form <0x0A>: {text:?}"))
+    })
+}
+
+pub(crate) fn encode_ordinary(
     tokenizer: &tokenizers::Tokenizer,
     text: &str,
     ids: &mut Vec<TokenId>,
