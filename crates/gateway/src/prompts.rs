@@ -187,7 +187,7 @@ impl Echo {
     pub(crate) fn new(tokenizer: &Tokenizer, tokens: &[TokenId], text: Option<String>) -> Self {
         // Special tokens that were written out count as text; one that was put before the text does not.
         let written_out = text.as_deref().unwrap_or("");
-        let mut detokenizer = Detokenizer::new(false);
+        let mut detokenizer = Detokenizer::at_start(false);
         let mut piece = String::new();
         let mut decoded = String::new();
         let mut num_chars = 0;
