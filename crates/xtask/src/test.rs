@@ -12,6 +12,8 @@ use crate::step::{show, step, step_command};
 use crate::workspace::Workspace;
 use crate::{cuda, models, python};
 
+/// What tests are of.
+const TARGETS: [&str; 3] = ["--lib", "--bins", "--tests"];
 /// How long the tests may be silent before it is checked that they still run.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -20,18 +22,18 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) fn run(workspace: &Workspace, only: &[String]) -> anyhow::Result<()> {
     step("CUDA toolkit", || cuda::install_toolkit(workspace))?;
     let options = cuda::build_options(workspace);
-    // Benches are type-checked by `lint`, and linked when they are run.
+    // Benches and examples are type-checked by `lint`, and linked when they are run.
     let mut build = workspace.cargo();
     build.arg("build").args(options.iter().filter(|option| **option != "--all-targets"));
-    step_command("build", build.args(["--lib", "--bins", "--tests", "--examples"]))?;
+    step_command("build", build.args(TARGETS))?;
     let python = step("python environment", || python::ensure(&workspace.target_dir))?;
     let model = step("demo model", || models::demo(&workspace.target_dir))?;
     let gemma = step("Gemma 3 270M", models::gemma)?;
     let mut tests = workspace.cargo();
     tests
         .arg("test")
-        // All targets would run benches and examples, too.
         .args(options.iter().filter(|option| **option != "--all-targets"))
+        .args(TARGETS)
         .args(["--no-fail-fast", "--"])
         .args(only)
         .env("OARLOCK_TEST_PYTHON", python)

@@ -4,6 +4,7 @@
 //!
 //! A cell that fails prints the first operation that differs (`oarlock debug compare`).
 
+use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -51,13 +52,9 @@ const WHOLE: &str = "--step-tokens=1024";
 /// What every model must stand.
 const CELLS: [Cell; 7] = [
     ("another run, in company", &[WHOLE], &[How::Crowd]),
-    (
-        "chunks of 7, one plan in flight, one thread",
-        &["--chunk-tokens=7", "--max-plans-in-flight=1", "--threads=1"],
-        &[How::Alone],
-    ),
+    (SMALL_CHUNKS, &["--chunk-tokens=7", "--max-plans-in-flight=1", "--threads=1"], &[How::Alone]),
     ("chunks of 64", &["--chunk-tokens=64"], &[How::Alone]),
-    ("a rank is killed", &[WHOLE], &[How::Killed]),
+    (ONE_KILLED, &[WHOLE], &[How::Killed]),
     ("two ranks", &["--tensor-parallel=2"], &[How::Crowd, How::Warm, How::Alone, How::Killed]),
     (
         "two ranks of two threads, one plan in flight",
@@ -69,6 +66,8 @@ const CELLS: [Cell; 7] = [
 ];
 
 const TCP: &str = "two ranks over TCP, chunks of 64";
+const SMALL_CHUNKS: &str = "chunks of 7, one plan in flight, one thread";
+const ONE_KILLED: &str = "a rank is killed";
 
 /// Cells of models that can be cut into four.
 const FOUR: [Cell; 2] = [
@@ -153,7 +152,8 @@ impl Subject<'_> {
                 let begin = Instant::now();
                 let found = self.ask(&server, *how);
                 eprintln!("{:.1} s", begin.elapsed().as_secs_f32());
-                self.compare(name, arguments, *how, &expected, &found);
+                let expected = &expected[self.asked(*how)];
+                self.compare(name, arguments, *how, expected, &found);
             }
         }
     }
@@ -196,8 +196,14 @@ impl Subject<'_> {
         String::from_utf8_lossy(&output.unwrap().stdout).into_owned()
     }
 
+    /// Which requests are asked so: each preemption computes a long prompt twice more, which a model that is
+    /// not tiny takes its time for.
+    fn asked(&self, how: How) -> Range<usize> {
+        if how == How::Preempted && !self.is_tiny() { 2..4 } else { 0..6 }
+    }
+
     fn ask(&self, server: &Server, how: How) -> Vec<Answer> {
-        let requests = self.requests();
+        let requests = self.requests()[self.asked(how)].to_vec();
         let post = |request: &Value| server.post("/v1/completions", request).ok_json();
         match how {
             How::Alone => requests.iter().map(|r| Answer::of(&post(r)["choices"][0])).collect(),
@@ -405,7 +411,9 @@ fn the_demo_model() {
         arguments: &[],
         small_cache: 720,
     };
-    let cells: Vec<_> = CELLS.into_iter().filter(|(name, ..)| *name != TCP).collect();
+    // What tiny models stand, and costs minutes here.
+    let left_out = [TCP, SMALL_CHUNKS, ONE_KILLED];
+    let cells: Vec<_> = CELLS.into_iter().filter(|(name, ..)| !left_out.contains(name)).collect();
     subject.check(&cells);
 }
 

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Family, PLAIN};
 use crate::hugging_face::Config;
+use crate::spec::WindowedLayers;
 
 pub(super) const FAMILY: Family = Family {
     name: "Phi-3",
@@ -24,7 +25,7 @@ pub(super) const FAMILY: Family = Family {
         // Phi-4's files have a window of 0, which is none.
         if let Some(window) = keys.find_count("attention.sliding_window")? {
             let layers = vec![true; spec.num_layers];
-            spec.windowed = crate::spec::WindowedLayers::new(window as u32, layers);
+            spec.windowed = WindowedLayers::new(window as u32, layers);
         }
         Ok(spec)
     },

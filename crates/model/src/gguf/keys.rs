@@ -122,7 +122,14 @@ impl<'a> Keys<'a> {
         let num_kv_heads = self.find_positive("attention.head_count_kv")?.unwrap_or(num_heads);
         let num_layers = self.positive("block_count")?;
         check_layers(num_layers)?;
-        let feed_forward = self.positive("feed_forward_length")?;
+        // Files whose layers all have experts may say nothing else.
+        let feed_forward = match self.find_count("feed_forward_length")? {
+            Some(width) => width,
+            None if self.find_count("expert_count")?.is_some() => {
+                self.positive("expert_feed_forward_length")?
+            }
+            None => self.positive("feed_forward_length")?,
+        };
         let widths = [num_layers, hidden, num_heads, num_kv_heads, head_dim, feed_forward];
         let context_length = self.positive("context_length")?;
         Ok(DecoderSpec {
