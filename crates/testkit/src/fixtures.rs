@@ -5,6 +5,21 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+/// The folders of `fixtures/tiny`: small models of every family with what transformers computes of them.
+pub const TINY_MODELS: [&str; 11] = [
+    "llama",
+    "llama-tied-mqa",
+    "llama3-rope",
+    "mistral-swa",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "qwen3-moe",
+    "gemma2",
+    "gemma3",
+    "phi3",
+];
+
 /// The path of a file in `crates/testkit/fixtures`. Panics where there is no such file.
 pub fn fixture(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);

@@ -18,7 +18,7 @@ pub use environment::{
     binary, demo_model, gemma_model, gemma_path, python, python_path, resident_bytes,
     simulated_gpus,
 };
-pub use fixtures::{f32_of, fixture, fixture_json};
+pub use fixtures::{TINY_MODELS, f32_of, fixture, fixture_json};
 pub use gguf::{GgufWriter, TINY_CONTEXT, TINY_VOCABULARY, TinyModel};
 pub use http::{Client, EventStream, Response};
 pub use metrics::Metrics;

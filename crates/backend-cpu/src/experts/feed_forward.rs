@@ -8,7 +8,7 @@ use crate::isa::{Isa, multiversion};
 use crate::lanes::Lanes;
 use crate::linear::{
     MAX_GROUP, MAX_SEGMENTS, PANEL, Panel, Products, TileSums, WORK_PER_SIGN, configured_unit,
-    group_len,
+    group_len, join_segments,
 };
 use crate::pack::TILE;
 use crate::tensor::CpuTensor;
@@ -185,7 +185,11 @@ impl ExpertWorkspace {
                 }
                 let valid = TILE.min(hidden - tile * TILE);
                 for (row, sums) in sums.chunks_exact_mut(segments).enumerate() {
-                    join_segments(sums);
+                    join_segments(segments, |i| {
+                        for lane in 0..TILE {
+                            sums[i][lane] = sums[2 * i][lane] + sums[2 * i + 1][lane];
+                        }
+                    });
                     let at = row * hidden + tile * TILE;
                     // SAFETY: each tile is computed by one thread, and the output outlives the job.
                     unsafe { out.range(at..at + valid) }.copy_from_slice(&sums[0][..valid]);
@@ -214,19 +218,6 @@ fn gather(
             }
         }
     })
-}
-
-/// The fixed tree of neighbors, into the first.
-fn join_segments(sums: &mut [[f32; TILE]]) {
-    let mut count = sums.len();
-    while count > 1 {
-        count /= 2;
-        for i in 0..count {
-            for lane in 0..TILE {
-                sums[i][lane] = sums[2 * i][lane] + sums[2 * i + 1][lane];
-            }
-        }
-    }
 }
 
 multiversion! {

@@ -140,7 +140,13 @@ impl Panel<'_> {
         while row < self.rows.end {
             let group = group_len(self.rows.end - row);
             self.products.sums(part, tile, (row, group), sums);
-            join_segments(sums, self.products.weight.segments, group);
+            join_segments(self.products.weight.segments, |i| {
+                for row in 0..group {
+                    for lane in 0..TILE {
+                        sums[i][row][lane] = sums[2 * i][row][lane] + sums[2 * i + 1][row][lane];
+                    }
+                }
+            });
             self.store(part, tile, row, &sums[0][..group]);
             row += group;
         }
@@ -236,18 +242,14 @@ impl Products<'_> {
     }
 }
 
-/// The fixed tree of neighbours: `((s0 + s1) + (s2 + s3)) + ...`, into the first segment.
-fn join_segments(sums: &mut [TileSums; MAX_SEGMENTS], segments: usize, rows: usize) {
+/// The fixed tree of neighbors, `((s0 + s1) + (s2 + s3)) + ...`, into the first segment: `join(i)` makes segment
+/// `i` the sum of `2 i` and `2 i + 1`.
+#[inline(always)]
+pub(crate) fn join_segments(segments: usize, mut join: impl FnMut(usize)) {
     let mut count = segments;
     while count > 1 {
         count /= 2;
-        for i in 0..count {
-            for row in 0..rows {
-                for lane in 0..TILE {
-                    sums[i][row][lane] = sums[2 * i][row][lane] + sums[2 * i + 1][row][lane];
-                }
-            }
-        }
+        (0..count).for_each(&mut join);
     }
 }
 

@@ -226,33 +226,14 @@ impl Subject<'_> {
         }
     }
 
-    /// All requests and others at once: the workers stand still until the last one is there.
+    /// All requests and others at once.
     fn crowd(&self, server: &Server, requests: &[Value]) -> Vec<Answer> {
-        const OTHERS: usize = 26;
-        let post = |request: &Value| server.post("/v1/completions", request).ok_json();
-        let before = server.metric("oarlock_generation_tokens_total");
-        signal_all(server, Signal::STOP);
-        let bodies: Vec<Value> = thread::scope(|scope| {
-            for other in 0..OTHERS {
-                let prompt = self.prompt(3 + other * 7 % 20, 1000 + other as u64);
-                let request = request_of(&prompt, self.max_tokens);
-                scope.spawn(move || post(&request));
-            }
-            let ours: Vec<_> =
-                requests.iter().map(|request| scope.spawn(move || post(request))).collect();
-            let all = (OTHERS + requests.len()) as f64;
-            wait_until("all are there", Duration::from_secs(20), || {
-                let count = |state| server.metric(&format!("oarlock_num_requests_{state}"));
-                count("running") + count("waiting") >= all
-            });
-            assert_eq!(
-                server.metric("oarlock_generation_tokens_total"),
-                before,
-                "nobody was early"
-            );
-            signal_all(server, Signal::CONT);
-            ours.into_iter().map(|asking| asking.join().unwrap()).collect()
-        });
+        let other = |other: u64| {
+            let prompt = self.prompt(3 + other as usize * 7 % 20, 1000 + other);
+            request_of(&prompt, self.max_tokens)
+        };
+        let others: Vec<Value> = (0..26).map(other).collect();
+        let bodies = post_in_company(server, requests, &others);
         bodies.iter().map(|body| Answer::of(&body["choices"][0])).collect()
     }
 
@@ -291,8 +272,32 @@ fn request_of(prompt: &[u64], max_tokens: u32) -> Value {
     })
 }
 
+/// Posts completions at once, and others with them: the workers stand still until the last one is there. Gives
+/// the answers to `requests`.
+pub(crate) fn post_in_company(server: &Server, requests: &[Value], others: &[Value]) -> Vec<Value> {
+    let post = |request: &Value| server.post("/v1/completions", request).ok_json();
+    let before = server.metric("oarlock_generation_tokens_total");
+    signal_all(server, Signal::STOP);
+    thread::scope(|scope| {
+        for other in others {
+            scope.spawn(move || post(other));
+        }
+        let ours: Vec<_> =
+            requests.iter().map(|request| scope.spawn(move || post(request))).collect();
+        let all = (others.len() + requests.len()) as f64;
+        wait_until("all are there", Duration::from_secs(20), || {
+            let count = |state| server.metric(&format!("oarlock_num_requests_{state}"));
+            count("running") + count("waiting") >= all
+        });
+        let now = server.metric("oarlock_generation_tokens_total");
+        assert_eq!(now, before, "nobody was early");
+        signal_all(server, Signal::CONT);
+        ours.into_iter().map(|asking| asking.join().unwrap()).collect()
+    })
+}
+
 /// To every worker.
-pub(crate) fn signal_all(server: &Server, signal: Signal) {
+fn signal_all(server: &Server, signal: Signal) {
     for pid in server.worker_pids() {
         send_signal(pid, signal);
     }

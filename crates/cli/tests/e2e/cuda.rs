@@ -7,11 +7,11 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oarlock_testkit::{Server, ServerOptions, binary, fixture, simulated_gpus};
+use oarlock_testkit::{Server, ServerOptions, TINY_MODELS, binary, fixture, simulated_gpus};
 use serde_json::{Value, json};
 
 use crate::alone;
-use crate::families::{MODELS, ask, ask_in_company, assert_exact, assert_near, assert_same, cases};
+use crate::families::{ask, ask_in_company, assert_exact, assert_near, assert_same, cases};
 
 fn serve(model: &str, dtype: &str, seed: u64, arguments: &[&str]) -> Server {
     let common = ["--served-name", "m", "--device", "cuda", "--dtype", dtype];
@@ -36,7 +36,7 @@ fn on_device(options: ServerOptions) -> ServerOptions {
 
 /// Two models at a time: a simulated device has one thread.
 fn for_every_model(check: fn(&str)) {
-    let models = Mutex::new(MODELS.iter());
+    let models = Mutex::new(TINY_MODELS.iter());
     let next = || models.lock().unwrap().next();
     thread::scope(|scope| {
         for _ in 0..2 {

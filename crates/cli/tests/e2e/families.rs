@@ -2,28 +2,13 @@
 //! with what transformers computes of them, and their answers' bits depend on nothing but the request.
 
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use oarlock_testkit::{Server, ServerOptions, Signal, fixture, fixture_json, wait_until};
+use oarlock_testkit::{Server, ServerOptions, TINY_MODELS, fixture, fixture_json};
 use serde_json::{Value, json};
 
 use crate::alone;
-use crate::contract::signal_all;
-
-pub(crate) const MODELS: [&str; 11] = [
-    "llama",
-    "llama-tied-mqa",
-    "llama3-rope",
-    "mistral-swa",
-    "mixtral",
-    "qwen2",
-    "qwen3",
-    "qwen3-moe",
-    "gemma2",
-    "gemma3",
-    "phi3",
-];
+use crate::contract::post_in_company;
 
 fn on_cpu(model: &str, arguments: &[&str]) -> Server {
     let common = ["--served-name=m", "--device=cpu", "--threads=2"];
@@ -36,7 +21,11 @@ fn floats(value: &Value) -> Vec<f64> {
 }
 
 pub(crate) fn cases(model: &str) -> Vec<Value> {
-    let file = fixture_json(&format!("tiny/{model}/expected.json"));
+    cases_of(&format!("tiny/{model}"))
+}
+
+pub(crate) fn cases_of(folder: &str) -> Vec<Value> {
+    let file = fixture_json(&format!("{folder}/expected.json"));
     let mut cases = file["cases"].as_array().unwrap().clone();
     // The longest prompt last.
     cases.sort_by_key(|case| case["prompt"].as_array().unwrap().len());
@@ -58,29 +47,17 @@ pub(crate) fn ask(server: &Server, cases: &[Value]) -> Vec<Value> {
     cases.iter().map(post).collect()
 }
 
-/// The same at once, and others with them: the workers stand still until all are there.
+/// The same at once, and others with them.
 pub(crate) fn ask_in_company(server: &Server, cases: &[Value]) -> Vec<Value> {
-    const OTHERS: usize = 9;
-    signal_all(server, Signal::STOP);
-    thread::scope(|scope| {
-        let post = |request: Value| {
-            server.post("/v1/completions", &request).ok_json()["choices"][0].clone()
-        };
-        for other in 0..OTHERS {
-            let prompt: Vec<usize> =
-                (0..3 + other * 7 % 20).map(|at| 3 + (at * 31 + other * 17) % 300).collect();
-            let request = json!({"model": "m", "prompt": prompt, "max_tokens": 6, "seed": other});
-            scope.spawn(move || post(request));
-        }
-        let ours: Vec<_> =
-            cases.iter().map(request).map(|one| scope.spawn(move || post(one))).collect();
-        wait_until("all are there", Duration::from_secs(20), || {
-            let count = |state| server.metric(&format!("oarlock_num_requests_{state}"));
-            count("running") + count("waiting") >= (OTHERS + cases.len()) as f64
-        });
-        signal_all(server, Signal::CONT);
-        ours.into_iter().map(|one| one.join().unwrap()).collect()
-    })
+    let other = |other: usize| {
+        let prompt: Vec<_> =
+            (0..3 + other * 7 % 20).map(|at| 3 + (at * 31 + other * 17) % 300).collect();
+        json!({"model": "m", "prompt": prompt, "max_tokens": 6, "seed": other})
+    };
+    let others: Vec<Value> = (0..9).map(other).collect();
+    let requests: Vec<Value> = cases.iter().map(request).collect();
+    let bodies = post_in_company(server, &requests, &others);
+    bodies.into_iter().map(|mut body| body["choices"][0].take()).collect()
 }
 
 /// Distances of choices from the reference's logprobs, of prompts and of the eight most likely tokens after
@@ -168,7 +145,7 @@ fn on_the_cpu(model: &str) {
 #[test]
 fn every_family_agrees_with_its_reference_on_the_cpu() {
     let _turn = alone();
-    for model in MODELS {
+    for model in TINY_MODELS {
         on_the_cpu(model);
     }
 }
@@ -179,8 +156,7 @@ fn every_family_agrees_with_its_reference_on_the_cpu() {
 fn buffers_are_rounded_where_it_is_asked_for() {
     let _turn = alone();
     let model = fixture("relatives/qwen2-yarn");
-    let file = fixture_json("relatives/qwen2-yarn/expected.json");
-    let cases = file["cases"].as_array().unwrap().clone();
+    let cases = cases_of("relatives/qwen2-yarn");
     let serve = |model: &Path, arguments: &[&str]| {
         let options = ServerOptions::new(model).args(["--served-name=m", "--dtype=float32"]);
         Server::start(&options.args(arguments.iter().copied())).unwrap()

@@ -195,6 +195,13 @@ fn numbers_that_cannot_be() {
                     place.clear_or_loaded(&with(bytes, at, &new), &format!("{key} {kind} {value}"));
                 }
             }
+            if key.contains("epsilon") {
+                // -1, infinity, 0.
+                for value in [0xbf80_0000_u32, 0x7f80_0000, 0] {
+                    let new = [6_u32.to_le_bytes(), value.to_le_bytes()].concat();
+                    place.refused(&with(bytes, at, &new), &[&key]);
+                }
+            }
             if !key.contains("rope") && !key.contains("epsilon") {
                 let zero = [4_u32.to_le_bytes(), [0; 4]].concat();
                 place.refused(&with(bytes, at, &zero), &[&key, "0"]);

@@ -10,7 +10,7 @@ use oarlock_backend::{
 use oarlock_backend_cpu::{CpuBackend, CpuConfig};
 use oarlock_collective::{Alone, Collective, HostCollective, local_group};
 use oarlock_model::{Checkpoint, TraceRecord, Tracer, load};
-use oarlock_testkit::fixture;
+use oarlock_testkit::{TINY_MODELS, fixture};
 use oarlock_types::{BlockId, SamplingParams, SlotId, TokenId};
 use proptest::prelude::*;
 
@@ -23,21 +23,6 @@ const LIMITS: BackendLimits = BackendLimits {
     max_chunks: NUM_SLOTS,
     max_positions: MAX_BLOCKS * 16,
 };
-
-/// Every family.
-const TINY: [&str; 11] = [
-    "llama",
-    "llama-tied-mqa",
-    "llama3-rope",
-    "mistral-swa",
-    "mixtral",
-    "qwen2",
-    "qwen3",
-    "qwen3-moe",
-    "gemma2",
-    "gemma3",
-    "phi3",
-];
 
 /// One step: for each of some slots, how many tokens are computed next.
 type Step = Vec<(usize, u32)>;
@@ -207,7 +192,7 @@ proptest! {
         seed in 0_u32..1000,
     ) {
         let steps: Vec<Step> = steps.into_iter().map(|step| step.into_iter().collect()).collect();
-        for name in TINY {
+        for name in TINY_MODELS {
             let name = format!("tiny/{name}");
             let checkpoint = Checkpoint::open(&fixture(&name)).unwrap();
             let degrees = &checkpoint.tensor_parallel_degrees()[1..];

@@ -5,11 +5,9 @@
 use oarlock_backend::{Backend, BackendLimits, OracleBackend};
 use oarlock_backend_cpu::{CpuBackend, CpuConfig, Dtype};
 use oarlock_model::Checkpoint;
-use oarlock_testkit::{fixture, fixture_json};
-use oarlock_types::TokenId;
-use serde_json::Value;
+use oarlock_testkit::fixture;
 
-use crate::scoring::{Model, ids, limits};
+use crate::scoring::{Model, cases, limits};
 
 const NUM_BLOCKS: usize = 16;
 const LIMITS: BackendLimits = limits(NUM_BLOCKS, 32);
@@ -34,33 +32,14 @@ const MODELS: [&str; 15] = [
 
 /// The greatest distance from the reference's logprobs, and the greatest lead of a token that was not chosen.
 fn compare<B: Backend>(name: &str, backend: B) -> (f64, f64) {
-    let checkpoint = Checkpoint::open(&fixture(&format!("relatives/{name}"))).unwrap();
+    let folder = format!("relatives/{name}");
+    let checkpoint = Checkpoint::open(&fixture(&folder)).unwrap();
     let mut model = Model::load(&checkpoint, backend, NUM_BLOCKS);
     let (mut worst, mut lead) = (0.0_f64, 0.0_f64);
-    let file = fixture_json(&format!("relatives/{name}/expected.json"));
-    let floats = |value: &Value| -> Vec<f64> {
-        value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
-    };
-    for case in file["cases"].as_array().unwrap() {
-        let (prompt, greedy): (Vec<TokenId>, _) = (ids(&case["prompt"]), ids(&case["greedy24"]));
-        let all = [&prompt[..], &greedy].concat();
-        let scores = model.score(&all[..all.len() - 1], 0, &all[1..], LIMITS.max_tokens);
-        let (of_prompt, of_answer) = scores.split_at(prompt.len() - 1);
-        let mut near = |ours: f32, theirs: f64| worst = worst.max((f64::from(ours) - theirs).abs());
-        for (score, reference) in of_prompt.iter().zip(floats(&case["prompt_logprobs"])) {
-            near(score.logprob, reference);
-        }
-        for (token, reference) in ids(&case["top8_ids"]).iter().zip(floats(&case["top8_logprobs"]))
-        {
-            let ours = of_answer[0].top.iter().find(|ranked| ranked.token == *token);
-            near(ours.expect("among twenty").logprob, reference);
-        }
-        let margins = floats(&case["greedy_margins"]);
-        for ((score, token), margin) in of_answer.iter().zip(&greedy).zip(margins) {
-            if score.top[0].token != *token {
-                lead = lead.max(margin);
-            }
-        }
+    for case in cases(&folder) {
+        let scores = case.score(&mut model);
+        worst = case.distances(&scores).into_iter().fold(worst, f64::max);
+        lead = lead.max(case.lead(&scores));
     }
     (worst, lead)
 }

@@ -4,53 +4,16 @@
 use oarlock_backend::{Backend, BackendLimits, OracleBackend};
 use oarlock_backend_cpu::{CpuBackend, CpuConfig, Dtype};
 use oarlock_model::{BufferType, Checkpoint, Quantization};
-use oarlock_testkit::{fixture, fixture_json};
+use oarlock_testkit::{TINY_MODELS, fixture};
 use oarlock_types::{TokenId, TokenScore};
-use serde_json::Value;
 
-use crate::scoring::{Model, ids, limits};
+use crate::scoring::{Model, cases, limits};
 
-const MODELS: [&str; 11] = [
-    "llama",
-    "llama-tied-mqa",
-    "llama3-rope",
-    "mistral-swa",
-    "mixtral",
-    "qwen2",
-    "qwen3",
-    "qwen3-moe",
-    "gemma2",
-    "gemma3",
-    "phi3",
-];
 const NUM_BLOCKS: usize = 32;
 const LIMITS: BackendLimits = limits(NUM_BLOCKS, 64);
 
-/// What the reference says of one prompt.
-struct Case {
-    prompt: Vec<TokenId>,
-    greedy: Vec<TokenId>,
-    margins: Vec<f64>,
-    /// Of each prompt token but the first.
-    prompt_logprobs: Vec<f64>,
-    /// The most likely tokens after the prompt.
-    top: Vec<(TokenId, f64)>,
-}
-
-fn floats(value: &Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
-}
-
-fn cases(model: &str) -> Vec<Case> {
-    let file = fixture_json(&format!("tiny/{model}/expected.json"));
-    let case = |case: &Value| Case {
-        prompt: ids(&case["prompt"]),
-        greedy: ids(&case["greedy24"]),
-        margins: floats(&case["greedy_margins"]),
-        prompt_logprobs: floats(&case["prompt_logprobs"]),
-        top: ids(&case["top8_ids"]).into_iter().zip(floats(&case["top8_logprobs"])).collect(),
-    };
-    file["cases"].as_array().unwrap().iter().map(case).collect()
+fn folder(name: &str) -> String {
+    format!("tiny/{name}")
 }
 
 /// Scores of every token after the first, and of the answer.
@@ -63,17 +26,13 @@ fn scores_with<B: Backend>(
     backend: B,
     frequencies: BufferType,
 ) -> Vec<Vec<TokenScore>> {
-    let checkpoint = Checkpoint::open(&fixture(&format!("tiny/{name}"))).unwrap();
+    let checkpoint = Checkpoint::open(&fixture(&folder(name))).unwrap();
     score_all(name, &checkpoint.with_buffers(frequencies), backend)
 }
 
 fn score_all<B: Backend>(name: &str, checkpoint: &Checkpoint, backend: B) -> Vec<Vec<TokenScore>> {
     let mut model = Model::load(checkpoint, backend, NUM_BLOCKS);
-    let score = |case: Case| {
-        let all = [&case.prompt[..], &case.greedy[..]].concat();
-        model.score(&all[..all.len() - 1], 0, &all[1..], LIMITS.max_tokens)
-    };
-    cases(name).into_iter().map(score).collect()
+    cases(&folder(name)).iter().map(|case| case.score(&mut model)).collect()
 }
 
 /// The reference was computed by a model that had been cast to bfloat16 and back as a whole, its inverse
@@ -82,50 +41,21 @@ fn score_all<B: Backend>(name: &str, checkpoint: &Checkpoint, backend: B) -> Vec
 /// reference is compared with what it is of.
 #[test]
 fn the_oracle_agrees_with_float32() {
-    for name in MODELS {
+    for name in TINY_MODELS {
         let all = scores_with(name, OracleBackend::new(LIMITS), BufferType::Bfloat16);
-        let (mut worst, mut margin) = (0.0_f64, 0.0_f64);
-        for (case, scores) in cases(name).iter().zip(all) {
-            let (prompt, answer) = scores.split_at(case.prompt.len() - 1);
-            assert_eq!(case.prompt_logprobs.len(), prompt.len());
-            let mut near =
-                |ours: f32, theirs: f64| worst = worst.max((f64::from(ours) - theirs).abs());
-            for (score, reference) in prompt.iter().zip(&case.prompt_logprobs) {
-                near(score.logprob, *reference);
-            }
-            for (token, reference) in &case.top {
-                let ours = answer[0].top.iter().find(|ranked| ranked.token == *token);
-                near(ours.expect("among twenty").logprob, *reference);
-            }
-            for ((score, token), lead) in answer.iter().zip(&case.greedy).zip(&case.margins) {
-                if score.top[0].token != *token {
-                    margin = margin.max(*lead);
-                }
-            }
-        }
+        let worst = distances_of(name, &all).into_iter().fold(0.0, f64::max);
+        let pairs = cases(&folder(name)).into_iter().zip(&all);
+        let margin = pairs.map(|(case, scores)| case.lead(scores)).fold(0.0, f64::max);
         eprintln!("{name}: worst logprob {worst:.6}, worst margin of another choice {margin:.6}");
         assert!(worst <= 5e-5, "{name}: {worst}");
         assert!(margin <= 5e-5, "{name}: {margin}");
     }
 }
 
-/// Distances of a backend's logprobs from the reference's, ascending: of prompts, of the most likely tokens after
-/// them, and of the greedy answer where its margin is known.
-fn distances<B: Backend>(name: &str, backend: B, buffers: BufferType) -> Vec<f64> {
-    distances_of(name, &scores_with(name, backend, buffers))
-}
-
+/// Distances of logprobs from the reference's, ascending.
 fn distances_of(name: &str, scores: &[Vec<TokenScore>]) -> Vec<f64> {
-    let mut all = Vec::new();
-    for (case, scores) in cases(name).iter().zip(scores) {
-        let (prompt, answer) = scores.split_at(case.prompt.len() - 1);
-        let pairs = prompt.iter().zip(&case.prompt_logprobs);
-        all.extend(pairs.map(|(score, reference)| (f64::from(score.logprob) - reference).abs()));
-        for (token, reference) in &case.top {
-            let ours = answer[0].top.iter().find(|ranked| ranked.token == *token);
-            all.extend(ours.map(|ours| (f64::from(ours.logprob) - reference).abs()));
-        }
-    }
+    let pairs = cases(&folder(name)).into_iter().zip(scores);
+    let mut all: Vec<f64> = pairs.flat_map(|(case, scores)| case.distances(scores)).collect();
     all.sort_by(f64::total_cmp);
     all
 }
@@ -134,10 +64,11 @@ fn distances_of(name: &str, scores: &[Vec<TokenScore>]) -> Vec<f64> {
 /// percentile; angles as people run models, and as the reference has them.
 #[test]
 fn the_cpu_agrees_within_bfloat16() {
-    for name in MODELS {
+    for name in TINY_MODELS {
         for buffers in [BufferType::Float32, BufferType::Bfloat16] {
             let config = CpuConfig { threads: 2, instruction_set: None, ..CpuConfig::default() };
-            let all = distances(name, CpuBackend::new(config, LIMITS).unwrap(), buffers);
+            let backend = CpuBackend::new(config, LIMITS).unwrap();
+            let all = distances_of(name, &scores_with(name, backend, buffers));
             let mean = all.iter().sum::<f64>() / all.len() as f64;
             let p99 = all[all.len() * 99 / 100];
             eprintln!(
@@ -151,12 +82,12 @@ fn the_cpu_agrees_within_bfloat16() {
 /// What `--quantize` costs: random weights, whose blocks have no structure, lose more than trained ones.
 #[test]
 fn quantizing_at_load_costs_what_it_should() {
-    for name in MODELS {
+    for name in TINY_MODELS {
         let mut means = Vec::new();
         for (quantization, most) in
             [(Quantization::None, 0.1), (Quantization::Q8_0, 0.15), (Quantization::Q4_0, 2.0)]
         {
-            let checkpoint = Checkpoint::open(&fixture(&format!("tiny/{name}"))).unwrap();
+            let checkpoint = Checkpoint::open(&fixture(&folder(name))).unwrap();
             let checkpoint =
                 checkpoint.with_buffers(BufferType::Bfloat16).with_quantization(quantization);
             let config = CpuConfig { threads: 2, ..CpuConfig::default() };
@@ -184,7 +115,7 @@ fn distance<B: Backend>(name: &str, backend: B) -> f32 {
 
 #[test]
 fn the_cpu_in_float32_is_the_oracle() {
-    for name in MODELS {
+    for name in TINY_MODELS {
         let config = CpuConfig { threads: 2, dtype: Dtype::Float32, ..CpuConfig::default() };
         let worst = distance(name, CpuBackend::new(config, LIMITS).unwrap());
         eprintln!("{name}: worst logprob {worst:.6}");
