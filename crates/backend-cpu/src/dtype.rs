@@ -5,11 +5,13 @@ use std::str::FromStr;
 
 use oarlock_backend::WeightKind;
 
+use crate::pack::QuantFormat;
+
 /// The numbers that a linear layer's inputs and weights are rounded to, and what the cache holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Dtype {
-    /// Quantized weights as they are, with int8 activations; all others with bfloat16 ones. The cache
-    /// is f16.
+    /// Quantized weights as they are, or of rarer kinds as Q8_0, with int8 activations; all others with bfloat16
+    /// ones. The cache is f16.
     #[default]
     Auto,
     /// Weights and inputs of all linear layers in bfloat16. The cache is f16.
@@ -19,14 +21,14 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// Bits of one packed value of a linear layer that is stored as `kind`; `None` where blocks keep the
-    /// size that they are stored in, or nearly.
+    /// What a linear layer that is stored as `kind` takes the memory of once it is packed.
     #[must_use]
-    pub fn packed_bits(self, kind: WeightKind) -> Option<u64> {
+    pub fn packed_kind(self, kind: WeightKind) -> WeightKind {
         match self {
-            Self::Auto if kind.is_quantized() => None,
-            Self::Auto | Self::Bfloat16 => Some(16),
-            Self::Float32 => Some(32),
+            Self::Auto if QuantFormat::of(kind).is_some() => kind,
+            Self::Auto if kind.is_quantized() => WeightKind::Q8_0,
+            Self::Auto | Self::Bfloat16 => WeightKind::Bf16,
+            Self::Float32 => WeightKind::F32,
         }
     }
 

@@ -14,16 +14,28 @@ pub enum WeightKind {
     Bf16,
     /// 32 values of 4 bits, one f16 scale.
     Q4_0,
+    /// 32 values of 4 bits, an f16 scale and an f16 minimum.
+    Q4_1,
     /// 32 values of 5 bits, one f16 scale.
     Q5_0,
+    /// 32 values of 5 bits, an f16 scale and an f16 minimum.
+    Q5_1,
     /// 32 values of 8 bits, one f16 scale.
     Q8_0,
+    /// 256 values of 2 bits in 16 sub-blocks with 4-bit scales and minimums.
+    Q2K,
+    /// 256 values of 3 bits in 16 sub-blocks with 6-bit scales.
+    Q3K,
     /// 256 values of 4 bits in 8 sub-blocks with 6-bit scales and minimums.
     Q4K,
     /// 256 values of 5 bits in 8 sub-blocks with 6-bit scales and minimums.
     Q5K,
     /// 256 values of 6 bits in 16 sub-blocks with 8-bit scales.
     Q6K,
+    /// 32 values of 4 bits, which choose from 16 uneven steps, one f16 scale.
+    Iq4Nl,
+    /// 256 values of 4 bits, which choose from 16 uneven steps, in 8 sub-blocks with 6-bit scales.
+    Iq4Xs,
 }
 
 impl WeightKind {
@@ -32,8 +44,8 @@ impl WeightKind {
     pub fn block_values(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q4_0 | Self::Q5_0 | Self::Q8_0 => 32,
-            Self::Q4K | Self::Q5K | Self::Q6K => 256,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Iq4Nl => 32,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::Iq4Xs => 256,
         }
     }
 
@@ -43,13 +55,24 @@ impl WeightKind {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
-            Self::Q4_0 => 18,
+            Self::Q4_0 | Self::Iq4Nl => 18,
+            Self::Q4_1 => 20,
             Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
             Self::Q8_0 => 34,
+            Self::Q2K => 84,
+            Self::Q3K => 110,
+            Self::Iq4Xs => 136,
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Q6K => 210,
         }
+    }
+
+    /// Bytes of so many values, in whole blocks.
+    #[must_use]
+    pub fn bytes_of(self, values: u64) -> u64 {
+        values.div_ceil(self.block_values() as u64) * self.block_bytes() as u64
     }
 
     /// Whether values are stored in blocks with scales.

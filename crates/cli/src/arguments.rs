@@ -106,8 +106,9 @@ impl Model {
 /// Options of `oarlock serve`.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArguments {
-    /// A GGUF file; a folder as on the Hugging Face hub (config.json, safetensors and, for texts,
-    /// tokenizer.json); or `demo`: Qwen2.5-Coder-0.5B-Instruct, fetched once.
+    /// A GGUF file, of several the first (NAME-00001-of-00003.gguf); a folder as on the Hugging Face hub
+    /// (config.json, safetensors and, for texts, tokenizer.json); or `demo`:
+    /// Qwen2.5-Coder-0.5B-Instruct, fetched once.
     #[arg(long, value_name = "PATH|demo")]
     pub(crate) model: Model,
     /// Address to listen on. Others than loopback reach the network: give them --keys.

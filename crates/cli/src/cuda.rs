@@ -54,7 +54,10 @@ impl BackendKind for CudaKind {
             available_bytes: None,
             is_shared: false,
             kv_element_bytes: self.work.bytes() as u64,
-            packed_bits: |_| None,
+            packed_kind: match self.work {
+                WorkType::Bf16 => |kind| WorkType::Bf16.packed_kind(kind),
+                WorkType::F32 => |kind| WorkType::F32.packed_kind(kind),
+            },
             name: "the device",
         })
     }

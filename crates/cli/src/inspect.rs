@@ -16,7 +16,7 @@ use serde_json::{Value, json};
     after_help = "Example:\n  oarlock inspect ./Qwen3-8B --quantize q8_0 --kv-cache-tokens 65536"
 )]
 pub(crate) struct InspectArguments {
-    /// A GGUF file, or a folder as on the Hugging Face hub.
+    /// A GGUF file (of several the first), or a folder as on the Hugging Face hub.
     path: PathBuf,
     /// What is computed with, as for `oarlock serve`: decides what weights and cache take on the CPU.
     #[arg(long, value_name = "TYPE", default_value_t = Dtype::Auto)]
@@ -34,8 +34,8 @@ pub(crate) struct InspectArguments {
 
 pub(crate) fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(&arguments.path)?.with_quantization(arguments.quantize);
-    let bits = |kind| arguments.dtype.packed_bits(kind);
-    let summary = checkpoint.summary(&bits, arguments.dtype.kv_element_bytes() as u64)?;
+    let packed = |kind| arguments.dtype.packed_kind(kind);
+    let summary = checkpoint.summary(&packed, arguments.dtype.kv_element_bytes() as u64)?;
     let card = checkpoint.card()?;
     let text = if arguments.json {
         format!("{:#}\n", as_json(&summary, &card, arguments)?)

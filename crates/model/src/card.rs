@@ -6,8 +6,9 @@ use oarlock_types::{
 };
 
 use crate::ModelError;
-use crate::gguf::{Header, Metadata, TensorInfo, Value};
+use crate::gguf::{Metadata, Model, Value};
 use crate::spec::DecoderSpec;
+use crate::tensors::num_parameters;
 
 /// Control tokens by which known chat models end an answer. A file names one of them as its end of
 /// sequence and often forgets the others.
@@ -22,8 +23,8 @@ const END_OF_GENERATION: [&str; 8] = [
     "</s>",
 ];
 
-pub(crate) fn read(header: &Header, spec: &DecoderSpec) -> Result<ModelCard, ModelError> {
-    let metadata = &header.metadata;
+pub(crate) fn read(model: &Model, spec: &DecoderSpec) -> Result<ModelCard, ModelError> {
+    let metadata = &model.metadata;
     let tokenizer = tokenizer(metadata)?;
     let (texts, kinds) = match &tokenizer {
         Some(TokenizerSource::Bpe(vocabulary)) => (&vocabulary.tokens[..], &vocabulary.kinds[..]),
@@ -47,7 +48,7 @@ pub(crate) fn read(header: &Header, spec: &DecoderSpec) -> Result<ModelCard, Mod
         architecture,
         vocab_size: spec.vocab_size as u32,
         context_length: spec.context_length as u32,
-        num_parameters: header.tensors.values().map(TensorInfo::parameters).sum(),
+        num_parameters: num_parameters(&model.tensors),
         tokenizer,
         chat_template: metadata.find_str("tokenizer.chat_template")?.map(str::to_owned),
         eos_token_ids,

@@ -10,13 +10,14 @@ use oarlock_types::{LoadProgress, ModelCard, Shard};
 
 use crate::buffers::BufferType;
 use crate::families::Family;
-use crate::gguf::{self, Header, Keys, TensorInfo};
-use crate::hugging_face::{self, Config, Names, Tensors};
+use crate::gguf;
+use crate::hugging_face::{self, Config, Names};
 use crate::layout::{Place, Role, layout};
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, map};
 use crate::quantization::{Quantization, Quantized};
 use crate::sharding::{RankRanges, attention_split, check_degree, degrees, feed_forward_split};
 use crate::spec::DecoderSpec;
+use crate::tensors::{StoredTensor, TensorInfo, Tensors, num_parameters};
 use crate::weights::WeightLoader;
 use crate::{Decoder, ModelError, card, families, hash};
 
@@ -36,7 +37,7 @@ const ROPE_FACTORS: [&str; 3] =
     ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
 pub(crate) enum Source {
-    Gguf(Header),
+    Gguf(gguf::Model),
     Folder { config: Config, tensors: Tensors, names: Names },
 }
 
@@ -95,14 +96,13 @@ impl Checkpoint {
     }
 
     fn open_gguf(path: &Path) -> Result<Self, ModelError> {
-        let mapping = map(path)?;
-        let header = gguf::parse(mapping.bytes())
-            .map_err(|reason| ModelError::Format { path: path.to_owned(), reason })?;
-        let (family, spec) = families::of_gguf(&Keys::new(&header, mapping.bytes())?)?;
+        let (model, files) = gguf::Model::open(path)?;
+        let bytes = files.iter().map(|(_, mapping)| mapping.bytes()).collect();
+        let (family, spec) = families::of_gguf(&model.keys(bytes)?)?;
         Ok(Self {
             path: path.to_owned(),
-            files: vec![(path.to_owned(), mapping)],
-            source: Source::Gguf(header),
+            files,
+            source: Source::Gguf(model),
             family,
             spec,
             quantization: Quantization::None,
@@ -204,27 +204,27 @@ impl Checkpoint {
     /// What the gateway needs to know of the model.
     pub fn card(&self) -> Result<ModelCard, ModelError> {
         match &self.source {
-            Source::Gguf(header) => card::read(header, &self.spec),
+            Source::Gguf(model) => card::read(model, &self.spec),
             Source::Folder { config, tensors, .. } => {
-                let num_parameters = tensors.values().map(|tensor| tensor.info.parameters()).sum();
-                hugging_face::card(&self.path, config, &self.spec, num_parameters)
+                hugging_face::card(&self.path, config, &self.spec, num_parameters(tensors))
             }
         }
     }
 
-    /// Hash of all weights, hexadecimal; of a folder also of the files that decide what its answers are
-    /// and where they end. Ends early, with an
-    /// error, once `stop` is set. `progress` hears of every mebibyte.
+    /// Hash of all weights, hexadecimal; of a folder also of the files that decide what its answers are and where
+    /// they end. Ends early, with an error, once `stop` is set. `progress` hears of every mebibyte.
     pub fn hash(&self, stop: &AtomicBool, progress: &dyn Fn()) -> Result<String, ModelError> {
         let one = |path: &Path, file: &std::fs::File| {
             let hash = hash::hash(file, stop, progress);
             hash.map_err(|source| ModelError::Io { path: path.to_owned(), source })
         };
-        if let (Source::Gguf(_), [(path, mapping)]) = (&self.source, &self.files[..]) {
+        let is_folder = matches!(self.source, Source::Folder { .. });
+        if let (false, [(path, mapping)]) = (is_folder, &self.files[..]) {
             return one(path, mapping.file());
         }
         let mut hashes = String::new();
-        for name in hugging_face::TEXT_FILES {
+        let text_files: &[_] = if is_folder { &hugging_face::TEXT_FILES } else { &[] };
+        for &name in text_files {
             let path = self.path.join(name);
             match std::fs::File::open(&path) {
                 Ok(file) => hashes.extend([name, " ", &one(&path, &file)?, " "]),
@@ -295,14 +295,15 @@ impl Checkpoint {
 
     /// A tensor by this crate's name for it.
     pub(crate) fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
-        let (file, (name, info)) = match &self.source {
-            Source::Gguf(header) => (0, header.tensors.get_key_value(name)?),
-            Source::Folder { tensors, .. } => {
-                let tensor = tensors.get(name)?;
-                (tensor.file, (&tensor.name, &tensor.info))
-            }
-        };
-        Some(Tensor { name, info, data: &self.files[file].1.bytes()[info.range.clone()] })
+        let StoredTensor { file, name, info } = self.tensors().get(name)?;
+        Some(Tensor { name, info, data: &self.files[*file].1.bytes()[info.range.clone()] })
+    }
+
+    fn tensors(&self) -> &Tensors {
+        match &self.source {
+            Source::Gguf(model) => &model.tensors,
+            Source::Folder { tensors, .. } => tensors,
+        }
     }
 
     /// What the file calls a tensor.
@@ -314,11 +315,8 @@ impl Checkpoint {
     }
 
     /// This crate's names of all tensors.
-    pub(crate) fn tensor_names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-        match &self.source {
-            Source::Gguf(header) => Box::new(header.tensors.keys().map(String::as_str)),
-            Source::Folder { tensors, .. } => Box::new(tensors.keys().map(String::as_str)),
-        }
+    pub(crate) fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors().keys().map(String::as_str)
     }
 
     /// Bytes of the tensors that one rank takes.
@@ -326,20 +324,18 @@ impl Checkpoint {
         self.sum_of_shard(shard, &|_, info| info.range.len() as u64)
     }
 
-    /// Bytes that one rank's part takes once it is packed. `packed_bits` says what a value of a linear layer
-    /// becomes; tables stay as they are stored, vectors are float32.
+    /// Bytes that one rank's part takes once it is packed. `packed_kind` says what a linear layer becomes;
+    /// tables stay as they are stored, vectors are float32.
     pub fn packed_shard_bytes(
         &self,
         shard: Shard,
-        packed_bits: &dyn Fn(WeightKind) -> Option<u64>,
+        packed_kind: &dyn Fn(WeightKind) -> WeightKind,
     ) -> u64 {
         self.sum_of_shard(shard, &|place, info| {
             let stored = info.range.len() as u64;
             let packed = || {
                 let kind = self.packed_kind(&place.name).unwrap_or(info.kind);
-                let bits = packed_bits(kind)
-                    .unwrap_or(8 * kind.block_bytes() as u64 / kind.block_values() as u64);
-                info.parameters() * bits / 8
+                packed_kind(kind).bytes_of(info.parameters())
             };
             match place.role {
                 Role::Table => stored,
@@ -363,42 +359,19 @@ impl Checkpoint {
 
     /// Drops the mapped pages of a part of a tensor that was packed.
     pub(crate) fn release(&self, name: &str, data: &[u8]) {
-        let (file, info) = match &self.source {
-            Source::Gguf(header) => (0, header.tensors.get(name)),
-            Source::Folder { tensors, .. } => {
-                let tensor = tensors.get(name);
-                (tensor.map_or(0, |tensor| tensor.file), tensor.map(|tensor| &tensor.info))
-            }
-        };
-        if info.is_some() {
-            let mapping = &self.files[file].1;
+        if let Some(tensor) = self.tensors().get(name) {
+            let mapping = &self.files[tensor.file].1;
             let start = data.as_ptr().addr() - mapping.bytes().as_ptr().addr();
             mapping.drop_pages(start..start + data.len());
         }
     }
 }
 
-/// Maps a file of weights.
-fn map(path: &Path) -> Result<Mapping, ModelError> {
-    let io_error = |source| ModelError::Io { path: path.to_owned(), source };
-    let info = std::fs::metadata(path).map_err(io_error)?;
-    let wrong =
-        |reason: &str| Err(ModelError::Format { path: path.to_owned(), reason: reason.to_owned() });
-    if !info.is_file() {
-        return wrong("it is neither a regular file nor a folder");
-    }
-    if info.len() == 0 {
-        return wrong("it is empty");
-    }
-    Mapping::open(path).map_err(io_error)
-}
-
 /// What the gateway needs to know of a model whose whole GGUF file is in memory.
 pub fn inspect(bytes: &[u8]) -> Result<ModelCard, ModelError> {
-    let path = PathBuf::from("(in memory)");
-    let header = gguf::parse(bytes).map_err(|reason| ModelError::Format { path, reason })?;
-    let (_, spec) = families::of_gguf(&Keys::new(&header, bytes)?)?;
-    card::read(&header, &spec)
+    let model = gguf::Model::of_bytes(bytes)?;
+    let (_, spec) = families::of_gguf(&model.keys(vec![bytes])?)?;
+    card::read(&model, &spec)
 }
 
 /// Packs the weights of `checkpoint` that this rank of the `collective` takes into `backend`, and plans a

@@ -29,6 +29,7 @@ mod rope;
 mod sharding;
 mod spec;
 mod summary;
+mod tensors;
 mod trace;
 mod weights;
 

@@ -7,6 +7,8 @@ use std::path::Path;
 
 use memmap2::{Mmap, UncheckedAdvice};
 
+use crate::ModelError;
+
 /// A read-only mapping of a whole file.
 pub(crate) struct Mapping {
     map: Mmap,
@@ -15,7 +17,7 @@ pub(crate) struct Mapping {
 
 impl Mapping {
     /// Maps the file at `path`.
-    pub(crate) fn open(path: &Path) -> std::io::Result<Self> {
+    fn open(path: &Path) -> std::io::Result<Self> {
         let file = File::open(path)?;
         // SAFETY: the mapping is read-only and private to this process. As with every user of mapped
         // weights, a file that someone truncates while it is loaded can end the worker by SIGBUS; the
@@ -49,6 +51,21 @@ impl Mapping {
             };
         }
     }
+}
+
+/// Maps a file of weights.
+pub(crate) fn map(path: &Path) -> Result<Mapping, ModelError> {
+    let io_error = |source| ModelError::Io { path: path.to_owned(), source };
+    let info = std::fs::metadata(path).map_err(io_error)?;
+    let wrong =
+        |reason: &str| Err(ModelError::Format { path: path.to_owned(), reason: reason.to_owned() });
+    if !info.is_file() {
+        return wrong("it is neither a regular file nor a folder");
+    }
+    if info.len() == 0 {
+        return wrong("it is empty");
+    }
+    Mapping::open(path).map_err(io_error)
 }
 
 /// Size of a page: 4 KiB on x86-64, up to 64 KiB elsewhere; the largest is right for all.

@@ -112,11 +112,11 @@ pub struct Degree {
 }
 
 impl Checkpoint {
-    /// What this is. `packed_bits` says what a value of a linear layer becomes on the device, `kv_element_bytes`
+    /// What this is. `packed_kind` says what a linear layer becomes on the device, `kv_element_bytes`
     /// what an element of the cache takes.
     pub fn summary(
         &self,
-        packed_bits: &dyn Fn(WeightKind) -> Option<u64>,
+        packed_kind: &dyn Fn(WeightKind) -> WeightKind,
         kv_element_bytes: u64,
     ) -> Result<Summary, crate::ModelError> {
         let spec = &self.spec;
@@ -142,16 +142,16 @@ impl Checkpoint {
             .as_ref()
             .map_or(0, |experts| of_experts / experts.num_experts as u64 * experts.top_k as u64);
         let has = |name: &str| self.tensor(name).is_some();
-        let (format, files) = match self.source() {
-            Source::Gguf(_) => ("gguf", 1),
-            Source::Folder { .. } => ("safetensors", self.num_files()),
+        let format = match self.source() {
+            Source::Gguf(_) => "gguf",
+            Source::Folder { .. } => "safetensors",
         };
-        let degree = |ranks: u32| self.degree(ranks, packed_bits, kv_element_bytes);
+        let degree = |ranks: u32| self.degree(ranks, packed_kind, kv_element_bytes);
         Ok(Summary {
             family: self.family.name,
             architecture: self.card()?.architecture,
             format,
-            files,
+            files: self.num_files(),
             bytes,
             parameters,
             active_parameters: parameters - of_experts + share,
@@ -192,7 +192,7 @@ impl Checkpoint {
     fn degree(
         &self,
         ranks: u32,
-        packed_bits: &dyn Fn(WeightKind) -> Option<u64>,
+        packed_kind: &dyn Fn(WeightKind) -> WeightKind,
         kv_element_bytes: u64,
     ) -> Degree {
         let most = |bytes: &dyn Fn(Shard) -> u64| {
@@ -202,7 +202,7 @@ impl Checkpoint {
         Degree {
             ranks,
             read_bytes: most(&|shard| self.shard_bytes(shard)),
-            weight_bytes: most(&|shard| self.packed_shard_bytes(shard, packed_bits)),
+            weight_bytes: most(&|shard| self.packed_shard_bytes(shard, packed_kind)),
             kv_bytes_per_token: most(&kv),
         }
     }
@@ -222,10 +222,16 @@ fn type_name(kind: WeightKind) -> &'static str {
         WeightKind::F16 => "F16",
         WeightKind::Bf16 => "BF16",
         WeightKind::Q4_0 => "Q4_0",
+        WeightKind::Q4_1 => "Q4_1",
         WeightKind::Q5_0 => "Q5_0",
+        WeightKind::Q5_1 => "Q5_1",
         WeightKind::Q8_0 => "Q8_0",
+        WeightKind::Q2K => "Q2_K",
+        WeightKind::Q3K => "Q3_K",
         WeightKind::Q4K => "Q4_K",
         WeightKind::Q5K => "Q5_K",
         WeightKind::Q6K => "Q6_K",
+        WeightKind::Iq4Nl => "IQ4_NL",
+        WeightKind::Iq4Xs => "IQ4_XS",
     }
 }

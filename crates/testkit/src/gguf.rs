@@ -8,6 +8,7 @@ const ALIGNMENT: usize = 32;
 
 /// GGUF's numbers of the value types used here.
 mod kind {
+    pub(super) const U16: u32 = 2;
     pub(super) const U32: u32 = 4;
     pub(super) const I32: u32 = 5;
     pub(super) const F32: u32 = 6;
@@ -20,8 +21,14 @@ mod kind {
 pub struct GgufWriter {
     keys: Vec<u8>,
     num_keys: u64,
-    tensors: Vec<u8>,
-    num_tensors: u64,
+    tensors: Vec<Tensor>,
+}
+
+#[derive(Clone, Debug)]
+struct Tensor {
+    name: String,
+    dimensions: Vec<u64>,
+    kind: u32,
     data: Vec<u8>,
 }
 
@@ -50,6 +57,12 @@ impl GgufWriter {
         self.raw_key(key, kind::U32, &value.to_le_bytes())
     }
 
+    /// A 16-bit count.
+    #[must_use]
+    pub fn u16(self, key: &str, value: u16) -> Self {
+        self.raw_key(key, kind::U16, &value.to_le_bytes())
+    }
+
     /// A float.
     #[must_use]
     pub fn f32(self, key: &str, value: f32) -> Self {
@@ -75,27 +88,51 @@ impl GgufWriter {
     /// A tensor: dimensions innermost first, GGUF's type number, its bytes.
     #[must_use]
     pub fn tensor(mut self, name: &str, dimensions: &[u64], kind: u32, bytes: &[u8]) -> Self {
-        let shape: Vec<u8> = dimensions.iter().flat_map(|size| size.to_le_bytes()).collect();
-        let offset = (self.data.len() as u64).to_le_bytes();
-        let rank = (dimensions.len() as u32).to_le_bytes();
-        self.tensors
-            .extend([&string(name)[..], &rank, &shape, &kind.to_le_bytes(), &offset].concat());
-        self.num_tensors += 1;
-        self.data.extend_from_slice(bytes);
-        self.data.resize(self.data.len().next_multiple_of(ALIGNMENT), 0);
+        self.tensors.push(Tensor {
+            name: name.to_owned(),
+            dimensions: dimensions.to_vec(),
+            kind,
+            data: bytes.to_vec(),
+        });
         self
     }
 
     /// The file's bytes.
     pub fn finish(self) -> Vec<u8> {
         let mut file = b"GGUF\x03\x00\x00\x00".to_vec();
-        file.extend(self.num_tensors.to_le_bytes());
+        file.extend((self.tensors.len() as u64).to_le_bytes());
         file.extend(self.num_keys.to_le_bytes());
         file.extend(self.keys);
-        file.extend(self.tensors);
+        let mut data = Vec::new();
+        for tensor in &self.tensors {
+            file.extend(string(&tensor.name));
+            file.extend((tensor.dimensions.len() as u32).to_le_bytes());
+            file.extend(tensor.dimensions.iter().flat_map(|size| size.to_le_bytes()));
+            file.extend(tensor.kind.to_le_bytes());
+            file.extend((data.len() as u64).to_le_bytes());
+            data.extend_from_slice(&tensor.data);
+            data.resize(data.len().next_multiple_of(ALIGNMENT), 0);
+        }
         file.resize(file.len().next_multiple_of(ALIGNMENT), 0);
-        file.extend(self.data);
+        file.extend(data);
         file
+    }
+
+    /// The bytes of so many files, as `gguf-split` cuts one: each has some of the tensors, in order, and the first
+    /// has the metadata.
+    pub fn finish_parts(self, count: usize) -> Vec<Vec<u8>> {
+        let Self { keys, num_keys, tensors } = self;
+        let num_tensors = tensors.len();
+        let part = |(number, tensors): (usize, &[Tensor])| {
+            let (keys, num_keys) =
+                if number == 0 { (keys.clone(), num_keys) } else { (Vec::new(), 0) };
+            Self { keys, num_keys, tensors: tensors.to_vec() }
+                .u16("split.no", number as u16)
+                .u16("split.count", count as u16)
+                .raw_key("split.tensors.count", kind::I32, &(num_tensors as i32).to_le_bytes())
+                .finish()
+        };
+        tensors.chunks(num_tensors.div_ceil(count)).enumerate().map(part).collect()
     }
 }
 

@@ -34,8 +34,8 @@ pub struct Memory {
     pub is_shared: bool,
     /// Bytes of one key or value element.
     pub kv_element_bytes: u64,
-    /// Bits of one packed value of a linear layer that is stored as this; `None`: as it is stored.
-    pub packed_bits: fn(WeightKind) -> Option<u64>,
+    /// What a linear layer that is stored as this takes the memory of once it is packed.
+    pub packed_kind: fn(WeightKind) -> WeightKind,
     /// What it is called in a message.
     pub name: &'static str,
 }
@@ -77,10 +77,10 @@ impl BackendKind for CpuOptions {
             available_bytes: available_memory(),
             is_shared: true,
             kv_element_bytes: self.dtype.kv_element_bytes() as u64,
-            packed_bits: match self.dtype {
-                Dtype::Auto => |kind| Dtype::Auto.packed_bits(kind),
-                Dtype::Bfloat16 => |kind| Dtype::Bfloat16.packed_bits(kind),
-                Dtype::Float32 => |kind| Dtype::Float32.packed_bits(kind),
+            packed_kind: match self.dtype {
+                Dtype::Auto => |kind| Dtype::Auto.packed_kind(kind),
+                Dtype::Bfloat16 => |kind| Dtype::Bfloat16.packed_kind(kind),
+                Dtype::Float32 => |kind| Dtype::Float32.packed_kind(kind),
             },
             name: "this machine",
         })

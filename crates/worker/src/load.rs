@@ -137,7 +137,7 @@ fn check_memory(
     let tokens = u64::from(limits.num_blocks) * BLOCK_TOKENS as u64;
     let elements = checkpoint.kv_elements_per_token(shard) as u64;
     let cache = tokens * elements * memory.kv_element_bytes * ranks;
-    let packed = checkpoint.packed_shard_bytes(shard, &memory.packed_bits);
+    let packed = checkpoint.packed_shard_bytes(shard, &memory.packed_kind);
     let weights = packed.saturating_mul(ranks);
     let available = memory.available_bytes.unwrap_or(u64::MAX);
     anyhow::ensure!(

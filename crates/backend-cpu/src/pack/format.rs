@@ -14,7 +14,7 @@ pub(crate) enum QuantFormat {
 }
 
 impl QuantFormat {
-    /// `None` for kinds that are not quantized.
+    /// `None` for floats, and for kinds that no kernel multiplies with: those are rounded to Q8_0.
     pub(crate) fn of(kind: WeightKind) -> Option<Self> {
         match kind {
             WeightKind::Q4_0 => Some(Self::Q4_0),
@@ -23,7 +23,7 @@ impl QuantFormat {
             WeightKind::Q4K => Some(Self::Q4K),
             WeightKind::Q5K => Some(Self::Q5K),
             WeightKind::Q6K => Some(Self::Q6K),
-            WeightKind::F32 | WeightKind::F16 | WeightKind::Bf16 => None,
+            _ => None,
         }
     }
 }

@@ -79,6 +79,9 @@ impl CpuWeight {
                 (Dtype::Auto, Some(format)) => {
                     PartValues::Quantized(QuantPart::pack(part, format, isa, pool)?)
                 }
+                (Dtype::Auto, None) if part.kind.is_quantized() => {
+                    PartValues::Quantized(QuantPart::pack_as_q8_0(part, isa, pool)?)
+                }
                 _ => PartValues::Bf16(Bf16Part::pack(part, split.segments, isa, pool)?),
             };
             packed.push(PackedPart { first_output: outputs, outputs: part.rows, values });

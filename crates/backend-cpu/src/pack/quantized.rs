@@ -1,6 +1,7 @@
 //! Packs quantized weights: from rows of GGML blocks to tiles (see [`Format`] for the layout).
 
-use oarlock_backend::{BackendError, WeightView};
+use oarlock_backend::quant::quantize;
+use oarlock_backend::{BackendError, WeightKind, WeightView};
 
 use crate::buffer::{AlignedBuffer, SharedSlice};
 use crate::isa::{Isa, multiversion};
@@ -97,6 +98,19 @@ impl QuantPart {
         })
         .map_err(|reason| BackendError::Weight { name: view.name.to_owned(), reason })?;
         Ok(part)
+    }
+
+    /// Packs a checked view of a kind that no kernel multiplies with as Q8_0: of a block's values, each is at most a
+    /// 254th of the greatest off.
+    pub(crate) fn pack_as_q8_0(
+        view: &WeightView<'_>,
+        isa: Isa,
+        pool: &mut ThreadPool,
+    ) -> Result<Self, BackendError> {
+        let rounded = quantize(view, WeightKind::Q8_0, pool.threads()).map_err(|error| {
+            BackendError::Weight { name: view.name.to_owned(), reason: error.to_string() }
+        })?;
+        Self::pack(&rounded.view(), QuantFormat::Q8_0, isa, pool)
     }
 
     /// How its quants are laid out.

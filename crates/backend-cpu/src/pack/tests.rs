@@ -110,7 +110,7 @@ fn check_quantized<F: Format>(view: &WeightView<'_>, weight: &CpuWeight, what: &
                 continue;
             }
             let [first, second] = want.sub_scales.map(i8::cast_unsigned);
-            let second = if F::MINIMUM { want.minimum } else { second };
+            let second = if F::MINIMUM { want.minimums[0] } else { second };
             assert_eq!([scales[output], scales[TILE + output]], [first, second], "{what}");
             assert_eq!(half(supers), want.scale, "{what}: row {row}, block {block}");
             if F::MINIMUM {

@@ -1,6 +1,8 @@
 //! Launch geometry of every entry. `rows` is as many as the step may have: blocks of threads beyond
 //! the number in device memory return at once.
 
+use oarlock_backend::WeightKind;
+
 use super::params::TILE_OUTPUTS;
 
 mod experts;
@@ -23,6 +25,16 @@ impl WorkType {
         match self {
             Self::Bf16 => 2,
             Self::F32 => 4,
+        }
+    }
+
+    /// What a linear layer that is stored as `kind` takes the memory of once it is packed.
+    #[must_use]
+    pub fn packed_kind(self, kind: WeightKind) -> WeightKind {
+        match (self, kind) {
+            (Self::F32, _) => WeightKind::F32,
+            (Self::Bf16, WeightKind::Q8_0 | WeightKind::Q4K) => kind,
+            (Self::Bf16, _) => WeightKind::Bf16,
         }
     }
 

@@ -77,11 +77,11 @@ pub fn pack_linear(
 }
 
 fn format_of(view: &WeightView<'_>, work: WorkType) -> LinearFormat {
-    match (work, view.kind) {
-        (WorkType::F32, _) => LinearFormat::F32,
-        (WorkType::Bf16, WeightKind::Q8_0) => LinearFormat::Q8_0,
-        (WorkType::Bf16, WeightKind::Q4K) => LinearFormat::Q4K,
-        (WorkType::Bf16, _) => LinearFormat::Bf16,
+    match work.packed_kind(view.kind) {
+        WeightKind::F32 => LinearFormat::F32,
+        WeightKind::Q8_0 => LinearFormat::Q8_0,
+        WeightKind::Q4K => LinearFormat::Q4K,
+        _ => LinearFormat::Bf16,
     }
 }
 

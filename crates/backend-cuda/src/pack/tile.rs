@@ -269,7 +269,7 @@ pub(super) fn q4_k_step(rows: &TileRows<'_>, step: Step, quants: &mut [u8], scal
         for (half, place) in step.into_iter().enumerate() {
             let Some(block) = rows.sub_block(output, place) else { continue };
             bits |= u32::from(block.sub_scales[0].cast_unsigned() & 63) << (6 * half);
-            bits |= u32::from(block.minimum & 63) << (12 + 6 * half);
+            bits |= u32::from(block.minimums[0] & 63) << (12 + 6 * half);
             if !quants.is_empty() {
                 for (column, quant) in block.quants.into_iter().enumerate() {
                     let lane = output % 8 * 4 + column / 8;

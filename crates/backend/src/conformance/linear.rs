@@ -17,6 +17,9 @@ const KINDS: [WeightKind; 9] = [
     WeightKind::Q6K,
 ];
 
+/// Of those that backends decode or round while they pack.
+const RARE: [WeightKind; 2] = [WeightKind::Q5_1, WeightKind::Q3K];
+
 /// A stored matrix with random contents.
 struct Matrix {
     kind: WeightKind,
@@ -132,7 +135,7 @@ pub(super) fn fused_parts<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances
 /// range may begin inside a super-block of 256.
 pub(super) fn shards_join_to_the_whole<B: Backend>(make: Make<'_, B>) {
     const ROWS: usize = 11;
-    for kind in KINDS {
+    for kind in KINDS.into_iter().chain(RARE) {
         // 1,280 columns are five super-blocks: every shard but the first begins inside of one.
         for (columns, segments, ranks) in [(1280, 8, 8), (1280, 4, 2), (768, 2, 2), (1280, 8, 4)] {
             let matrix = Matrix::random(kind, 35, columns, 8);

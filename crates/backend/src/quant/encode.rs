@@ -4,7 +4,8 @@ use half::{bf16, f16};
 
 use crate::WeightKind;
 
-/// Rounds a row to `kind`; `None` for the K kinds, and for widths that are not whole blocks.
+/// Rounds a row to `kind`, a float, Q4_0, Q5_0 or Q8_0; `None` for other kinds, and for widths that are not whole
+/// blocks.
 #[must_use]
 pub fn encode_row(kind: WeightKind, values: &[f32]) -> Option<Vec<u8>> {
     kind.row_bytes(values.len())?;
@@ -34,7 +35,7 @@ pub fn encode_row(kind: WeightKind, values: &[f32]) -> Option<Vec<u8>> {
             bytes.extend(d.to_le_bytes());
             bytes.extend(quants.iter().map(|q| q ^ 0x80));
         }),
-        WeightKind::Q4K | WeightKind::Q5K | WeightKind::Q6K => return None,
+        _ => return None,
     }
     Some(bytes)
 }
@@ -71,17 +72,25 @@ pub fn random_row(kind: WeightKind, columns: usize, magnitude: f32, seed: u64) -
         let jitter = random.uniform();
         // Divisors bring the mean square of the values near the magnitude.
         let (at, divisor) = match kind {
-            WeightKind::Q4_0 => (0, 5.0),
-            WeightKind::Q5_0 => (0, 9.0),
-            WeightKind::Q8_0 => (0, 74.0),
+            WeightKind::Q4_0 | WeightKind::Q4_1 => (0, 5.0),
+            WeightKind::Q5_0 | WeightKind::Q5_1 => (0, 9.0),
+            WeightKind::Q8_0 | WeightKind::Iq4Nl => (0, 74.0),
+            WeightKind::Q2K => (80, 7.5 * 1.2),
+            WeightKind::Q3K => (108, 18.0 * 2.3),
             WeightKind::Q4K => (0, 32.0 * 9.0),
             WeightKind::Q5K => (0, 32.0 * 18.0),
+            WeightKind::Iq4Xs => (0, 74.0 * 18.0),
             _ => (208, 74.0 * 18.0),
         };
         block[at..at + 2].copy_from_slice(&scale(divisor, jitter));
-        if matches!(kind, WeightKind::Q4K | WeightKind::Q5K) {
-            block[2..4].copy_from_slice(&scale(32.0, jitter));
-        }
+        // Minimums are near the middle of what they are of.
+        let minimum = match kind {
+            WeightKind::Q4K | WeightKind::Q5K => scale(32.0, jitter),
+            WeightKind::Q2K => scale(6.0, jitter),
+            WeightKind::Q4_1 | WeightKind::Q5_1 => scale(-0.6, jitter),
+            _ => continue,
+        };
+        block[at + 2..at + 4].copy_from_slice(&minimum);
     }
     bytes
 }

@@ -68,13 +68,14 @@ pub fn dequantize_row(kind: WeightKind, bytes: &[u8], out: &mut [f32]) -> Result
     Ok(())
 }
 
-/// `d * scale * (q - offset) - dmin * minimum`.
+/// `d * scale * (q - offset) - dmin * minimum`, in halves.
 fn dequantize_sub_block(kind: WeightKind, block: &SubBlock, out: &mut [f32]) {
     let d = f16::from_bits(block.scale).to_f32();
-    let minimum = f16::from_bits(block.minimum_scale).to_f32() * f32::from(block.minimum);
+    let dmin = f16::from_bits(block.minimum_scale).to_f32();
     let offset = i16::from(kind.quant_offset());
     for (i, (value, &quant)) in out.iter_mut().zip(&block.quants).enumerate() {
         let scale = d * f32::from(block.sub_scales[i / 16]);
+        let minimum = dmin * f32::from(block.minimums[i / 16]);
         *value = scale * f32::from(i16::from(quant) - offset) - minimum;
     }
 }
@@ -83,13 +84,19 @@ fn dequantize_sub_block(kind: WeightKind, block: &SubBlock, out: &mut [f32]) {
 mod tests {
     use super::*;
 
-    const QUANTIZED: [WeightKind; 6] = [
+    const QUANTIZED: [WeightKind; 12] = [
         WeightKind::Q4_0,
+        WeightKind::Q4_1,
         WeightKind::Q5_0,
+        WeightKind::Q5_1,
         WeightKind::Q8_0,
+        WeightKind::Q2K,
+        WeightKind::Q3K,
         WeightKind::Q4K,
         WeightKind::Q5K,
         WeightKind::Q6K,
+        WeightKind::Iq4Nl,
+        WeightKind::Iq4Xs,
     ];
 
     #[test]

@@ -5,7 +5,7 @@ use oarlock_testkit::GgufWriter;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::gguf::parse;
+use crate::gguf::Model;
 use crate::rope::{Rope, RopeScaling};
 
 /// A folder's description, with the fields that every configuration has.
@@ -196,8 +196,8 @@ fn gemma3_file_of(num_layers: u32, hidden: u32, num_heads: u32) -> GgufWriter {
 
 fn of_file(file: GgufWriter) -> Result<DecoderSpec, ModelError> {
     let bytes = file.finish();
-    let header = parse(&bytes).unwrap();
-    of_gguf(&Keys::new(&header, &bytes)?).map(|(_, spec)| spec)
+    let model = Model::of_bytes(&bytes).unwrap();
+    of_gguf(&model.keys(vec![&bytes])?).map(|(_, spec)| spec)
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! The header: metadata and the table of tensors, each with its checked place in the file.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use oarlock_backend::WeightKind;
 
 use super::cursor::Cursor;
 use super::value::{Metadata, Value};
+use crate::tensors::TensorInfo;
 
 /// Tensors have four dimensions at most.
 const MAX_DIMENSIONS: u32 = 4;
@@ -17,28 +17,11 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 #[derive(Debug)]
 pub(crate) struct Header {
     pub(crate) metadata: Metadata,
-    /// By name.
-    pub(crate) tensors: BTreeMap<String, TensorInfo>,
+    pub(crate) tensors: TensorTable,
 }
 
-/// One tensor: its shape and where it lies.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct TensorInfo {
-    pub(crate) kind: WeightKind,
-    /// All dimensions but the innermost, multiplied.
-    pub(crate) rows: usize,
-    /// The innermost dimension.
-    pub(crate) columns: usize,
-    /// Bytes in the file.
-    pub(crate) range: Range<usize>,
-}
-
-impl TensorInfo {
-    /// Values of the tensor.
-    pub(crate) fn parameters(&self) -> u64 {
-        self.rows as u64 * self.columns as u64
-    }
-}
+/// A file's tensors by name.
+pub(crate) type TensorTable = BTreeMap<String, TensorInfo>;
 
 /// Parses the header at the start of `bytes`, the whole file.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Header, String> {
@@ -76,7 +59,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Header, String> {
 
 /// No two tensors share bytes: one of them would be of the other's weights, and many could make a small file a
 /// large model.
-fn check_places(tensors: &BTreeMap<String, TensorInfo>) -> Result<(), String> {
+fn check_places(tensors: &TensorTable) -> Result<(), String> {
     let mut places: Vec<_> = tensors.iter().map(|(name, info)| (&info.range, name)).collect();
     places.sort_by_key(|(range, _)| range.start);
     for pair in places.windows(2) {
@@ -175,20 +158,15 @@ impl<'a> Entry<'a> {
 }
 
 /// Types of other files, by their numbers in ggml.
-const UNSUPPORTED: [(u32, &str); 14] = [
-    (3, "(Q4_1)"),
-    (7, "(Q5_1)"),
-    (10, "(Q2_K)"),
-    (11, "(Q3_K)"),
+const UNSUPPORTED: [(u32, &str); 9] = [
     (16, "(IQ2_XXS)"),
     (17, "(IQ2_XS)"),
     (18, "(IQ3_XXS)"),
     (19, "(IQ1_S)"),
-    (20, "(IQ4_NL)"),
     (21, "(IQ3_S)"),
     (22, "(IQ2_S)"),
-    (23, "(IQ4_XS)"),
     (28, "(F64)"),
+    (29, "(IQ1_M)"),
     (39, "(MXFP4)"),
 ];
 
@@ -197,17 +175,24 @@ fn weight_kind(raw: u32) -> Result<WeightKind, String> {
         0 => WeightKind::F32,
         1 => WeightKind::F16,
         2 => WeightKind::Q4_0,
+        3 => WeightKind::Q4_1,
         6 => WeightKind::Q5_0,
+        7 => WeightKind::Q5_1,
         8 => WeightKind::Q8_0,
+        10 => WeightKind::Q2K,
+        11 => WeightKind::Q3K,
         12 => WeightKind::Q4K,
         13 => WeightKind::Q5K,
         14 => WeightKind::Q6K,
+        20 => WeightKind::Iq4Nl,
+        23 => WeightKind::Iq4Xs,
         30 => WeightKind::Bf16,
         _ => {
             let name =
                 UNSUPPORTED.iter().find(|(known, _)| *known == raw).map_or("", |(_, name)| *name);
             return Err(format!(
-                "type {raw} {name} is not supported (F32, F16, BF16, Q4_0, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K are)"
+                "type {raw} {name} is not supported (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, \
+                 IQ4_NL and IQ4_XS are)"
             ));
         }
     })

@@ -2,33 +2,28 @@
 
 use oarlock_backend::RotaryStyle;
 
-use super::{Header, Metadata, Value};
+use super::{Metadata, Model, Value};
 use crate::ModelError;
 use crate::rope::{Rope, RopeScaling, Yarn, long_attention_factor, yarn_attention_factor};
 use crate::spec::{DecoderSpec, ExpertsSpec, check_layers, llama_like};
+use crate::tensors::StoredTensor;
 use crate::weights::floats;
 
 const EPSILON: &str = "attention.layer_norm_rms_epsilon";
 
 /// Metadata keys that begin with the name of the architecture, and the tensors that belong to them.
 pub(crate) struct Keys<'a> {
-    header: &'a Header,
-    /// The whole file.
-    bytes: &'a [u8],
+    model: &'a Model,
+    /// The whole files.
+    files: Vec<&'a [u8]>,
     architecture: &'a str,
 }
 
 impl<'a> Keys<'a> {
-    /// The keys of a file.
-    pub(crate) fn new(header: &'a Header, bytes: &'a [u8]) -> Result<Self, ModelError> {
-        const SPLIT: &str = "split.count";
-        let architecture = header.metadata.str("general.architecture")?;
-        if header.metadata.find_u32(SPLIT)?.is_some_and(|parts| parts > 1) {
-            let reason =
-                "the model is in several files; merge them (llama-gguf-split --merge) first";
-            return Err(ModelError::metadata(SPLIT, reason));
-        }
-        Ok(Self { header, bytes, architecture })
+    /// The keys of a model, the bytes of whose files these are.
+    pub(super) fn new(model: &'a Model, files: Vec<&'a [u8]>) -> Result<Self, ModelError> {
+        let architecture = model.metadata.str("general.architecture")?;
+        Ok(Self { model, files, architecture })
     }
 
     pub(crate) fn architecture(&self) -> &'a str {
@@ -36,7 +31,7 @@ impl<'a> Keys<'a> {
     }
 
     fn metadata(&self) -> &'a Metadata {
-        &self.header.metadata
+        &self.model.metadata
     }
 
     /// The whole name of a key.
@@ -69,7 +64,7 @@ impl<'a> Keys<'a> {
 
     /// Whether there is a tensor of this name.
     pub(crate) fn has_tensor(&self, name: &str) -> bool {
-        self.header.tensors.contains_key(name)
+        self.model.tensors.contains_key(name)
     }
 
     pub(crate) fn find_f32(&self, name: &str) -> Result<Option<f32>, ModelError> {
@@ -87,9 +82,11 @@ impl<'a> Keys<'a> {
 
     /// The floats of a tensor that belongs to the metadata, such as factors of frequencies.
     fn floats(&self, name: &str) -> Result<Option<Vec<f32>>, ModelError> {
-        let Some(info) = self.header.tensors.get(name) else { return Ok(None) };
+        let Some(StoredTensor { file, info, .. }) = self.model.tensors.get(name) else {
+            return Ok(None);
+        };
         let mut values = Vec::new();
-        floats(name, info.kind, &self.bytes[info.range.clone()], &mut values)?;
+        floats(name, info.kind, &self.files[*file][info.range.clone()], &mut values)?;
         Ok(Some(values))
     }
 

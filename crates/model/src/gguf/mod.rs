@@ -7,10 +7,13 @@
 mod cursor;
 mod header;
 mod keys;
+mod parts;
 #[cfg(test)]
 mod tests;
 mod value;
 
-pub(crate) use header::{Header, TensorInfo, parse};
+#[cfg(test)]
+pub(crate) use header::{Header, parse};
 pub(crate) use keys::Keys;
+pub(crate) use parts::Model;
 pub(crate) use value::{Metadata, Value};

@@ -96,7 +96,7 @@ fn impossible_tensors_are_named() {
     assert!(bad(&[1 << 40, 1 << 40], 0).contains("tensor w: its shape"));
     assert!(bad(&[0, 4], 0).contains("is empty"));
     assert!(bad(&[33, 2], 8).contains("whole Q8_0 blocks"));
-    assert!(bad(&[32, 2], 3).contains("type 3 (Q4_1) is not supported"));
+    assert!(bad(&[256, 2], 19).contains("type 19 (IQ1_S) is not supported"));
     assert!(bad(&[1, 1, 1, 1, 1], 0).contains("5 dimensions"));
     assert!(bad(&[1024, 4], 0).contains("truncated"));
     let twice =

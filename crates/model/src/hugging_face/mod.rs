@@ -25,7 +25,7 @@ pub(crate) use card::card;
 pub(crate) use config::Config;
 pub(crate) use names::Names;
 pub(crate) use rope::of_layers as rope_of_layers;
-pub(crate) use tensors::{Tensors, tensor_table, weight_files};
+pub(crate) use tensors::{tensor_table, weight_files};
 
 /// The files of a folder beside its weights that decide what its answers are and where they end.
 pub(crate) const TEXT_FILES: [&str; 5] = [

@@ -10,19 +10,7 @@ use serde::Deserialize;
 
 use super::{Names, read_json_as};
 use crate::ModelError;
-use crate::gguf::TensorInfo;
-
-/// Tensors by our name.
-pub(crate) type Tensors = BTreeMap<String, FolderTensor>;
-
-/// One tensor of a folder.
-pub(crate) struct FolderTensor {
-    /// Index of its file.
-    pub(crate) file: usize,
-    /// Its name there.
-    pub(crate) name: String,
-    pub(crate) info: TensorInfo,
-}
+use crate::tensors::{StoredTensor, TensorInfo, Tensors};
 
 /// Files of weights at most.
 const MAX_FILES: usize = 4096;
@@ -140,7 +128,7 @@ pub(crate) fn tensor_table(
         let range = data_start + info.data_offsets.0..data_start + info.data_offsets.1;
         let info = TensorInfo { kind, rows, columns: *columns, range };
         match tensors.entry(own) {
-            Entry::Vacant(place) => place.insert(FolderTensor { file, name, info }),
+            Entry::Vacant(place) => place.insert(StoredTensor { file, name, info }),
             Entry::Occupied(other) if other.get().name == name => {
                 return Err(format!("tensor {name} is in two files"));
             }

@@ -8,7 +8,8 @@ use oarlock_types::{SamplingDefaults, TokenId};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Names, Tensors, tensor_table};
+use super::{Names, tensor_table};
+use crate::tensors::Tensors;
 use crate::{Checkpoint, families};
 
 /// A copy of the tiny Qwen2 with some fields of its configuration replaced.

@@ -15,8 +15,8 @@ use serde_json::Value;
 
 use crate::scoring::{Model, ids, limits};
 
-const NUM_BLOCKS: usize = 32;
-const LIMITS: BackendLimits = limits(NUM_BLOCKS, 64);
+pub(crate) const NUM_BLOCKS: usize = 32;
+pub(crate) const LIMITS: BackendLimits = limits(NUM_BLOCKS, 64);
 /// GGUF's type numbers.
 const F32: u32 = 0;
 const BF16: u32 = 30;
@@ -207,7 +207,12 @@ fn llama3_factors(config: &Value) -> Vec<f32> {
     (0..dim / 2).map(|pair| one(pair) as f32).collect()
 }
 
-fn converted(folder: &str, architecture: &str, rules: Rules) -> Vec<u8> {
+/// The tiny Llama 3, whose factors of frequencies are a tensor.
+pub(crate) fn llama_with_factors() -> GgufWriter {
+    converted("llama3-rope", "llama", Rules { is_reordered: true, ..PLAIN })
+}
+
+fn converted(folder: &str, architecture: &str, rules: Rules) -> GgufWriter {
     let config = fixture_json(&format!("{}/config.json", place(folder)));
     let mut file = GgufWriter::default().string("general.architecture", architecture);
     let key = |name: &str| format!("{architecture}.{name}");
@@ -246,7 +251,7 @@ fn converted(folder: &str, architecture: &str, rules: Rules) -> Vec<u8> {
             file = file.f32(&key(name), value as f32);
         }
     }
-    with_tensors(file, folder, architecture, rules).finish()
+    with_tensors(file, folder, architecture, rules)
 }
 
 #[test]
@@ -254,7 +259,7 @@ fn files_and_folders_are_the_same_models() {
     let folder = tempfile::tempdir().unwrap();
     for (name, architecture, rules) in MODELS {
         let path = folder.path().join(format!("{name}.gguf"));
-        fs::write(&path, converted(name, architecture, rules)).unwrap();
+        fs::write(&path, converted(name, architecture, rules).finish()).unwrap();
         let file = Checkpoint::open(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
         let original = Checkpoint::open(&fixture(&place(name))).unwrap();
         assert_eq!(file.tensor_parallel_degrees(), original.tensor_parallel_degrees(), "{name}");

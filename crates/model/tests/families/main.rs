@@ -5,6 +5,10 @@ mod gemma3;
 #[cfg(test)]
 mod gguf_families;
 #[cfg(test)]
+mod gguf_kinds;
+#[cfg(test)]
+mod gguf_parts;
+#[cfg(test)]
 mod oracle;
 #[cfg(test)]
 mod ranks;
