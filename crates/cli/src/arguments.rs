@@ -25,7 +25,7 @@ use crate::request_limits::RequestLimitArguments;
                   -H 'content-type: application/json' \\\n    -d '{\"model\": \"demo\", \"messages\": \
                   [{\"role\": \"user\", \"content\": \"What is a mutex?\"}]}'\n\n\
                   Environment:\n  OARLOCK_LOG    what is logged: error, warn, info (default), debug, \
-                  or per module, e.g. info,oarlock_engine=debug\n  OARLOCK_CACHE  where fetched models are kept\n  \
+                  or per module, e.g. info,oarlock_engine=debug\n  OARLOCK_CACHE  where fetched models and hashes of weights are kept\n  \
                   OARLOCK_KEYS   the keys file\n  OPENAI_API_KEY  the key that `oarlock bench` sends"
 )]
 pub(crate) struct Arguments {
@@ -184,7 +184,7 @@ pub(crate) struct ServeArguments {
     /// Seconds that running requests may take to finish after SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub(crate) drain_seconds: u64,
-    /// Where fetched models are kept.
+    /// Where fetched models are kept, and hashes of weights that did not change since the last start.
     #[arg(long, env = "OARLOCK_CACHE", value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
     #[command(flatten)]
@@ -313,6 +313,9 @@ pub(crate) struct WorkerArguments {
     /// Where to write checksums of all that is computed.
     #[arg(long)]
     pub(crate) trace: Option<PathBuf>,
+    /// Where to keep hashes of files.
+    #[arg(long)]
+    pub(crate) hashes: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) compute: ComputeArguments,
 }

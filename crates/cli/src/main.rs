@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use arguments::{Arguments, Command, FetchCommand, Model, ServeArguments, WorkerArguments};
 use clap::Parser as _;
 use device::Device;
-use oarlock_worker::{CpuOptions, WorkerOptions};
+use oarlock_worker::{CpuOptions, HashCache, LoadSettings, WorkerOptions};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -79,8 +79,11 @@ fn run_worker(arguments: WorkerArguments) -> anyhow::Result<()> {
         socket: arguments.socket,
         engine_pid: arguments.engine_pid,
         collective_host: arguments.collective_host,
-        numbers: arguments.compute.numbers(),
-        trace: arguments.trace,
+        load: LoadSettings {
+            numbers: arguments.compute.numbers(),
+            trace: arguments.trace,
+            hashes: arguments.hashes.map(HashCache::new),
+        },
     };
     // The runtime only carries messages; the backend has threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::arguments::{GenerationConfig, ServeArguments};
-use crate::loading;
+use crate::{fetch, loading};
 
 /// How long the engine may take once the gateway has no request left.
 const DRAIN_AFTER_GATEWAY: Duration = Duration::from_secs(5);
@@ -128,6 +128,10 @@ fn engine_options(arguments: &ServeArguments, model: PathBuf) -> anyhow::Result<
     arguments.compute.instruction_set()?;
     let mut worker_arguments = vec!["worker".into()];
     worker_arguments.extend(arguments.compute.to_arguments(arguments.tensor_parallel)?);
+    // Without a home directory there is no cache, and files are hashed at every start.
+    if let Ok(cache) = fetch::cache_dir(arguments.cache.clone()) {
+        worker_arguments.extend(["--hashes".into(), cache.join("hashes").into()]);
+    }
     if let Some(folder) = &arguments.trace {
         std::fs::create_dir_all(folder).with_context(|| format!("--trace {}", folder.display()))?;
     }

@@ -39,7 +39,7 @@ fn main() {
         gigabytes / start.elapsed().as_secs_f64()
     };
     let hash = || {
-        black_box(checkpoint.hash(&AtomicBool::new(false), &|| ()).expect("a hash"));
+        black_box(checkpoint.hash(None, &AtomicBool::new(false), &|| ()).expect("a hash"));
     };
     let load_and_hash = || {
         std::thread::scope(|scope| {

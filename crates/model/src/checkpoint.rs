@@ -19,7 +19,7 @@ use crate::sharding::{RankRanges, attention_split, check_degree, degrees, feed_f
 use crate::spec::DecoderSpec;
 use crate::tensors::{StoredTensor, TensorInfo, Tensors, num_parameters};
 use crate::weights::WeightLoader;
-use crate::{Decoder, ModelError, card, families, hash};
+use crate::{Decoder, HashCache, ModelError, card, families, hash};
 
 /// An opened model: a GGUF file, or a folder of the Hugging Face hub.
 pub struct Checkpoint {
@@ -212,10 +212,16 @@ impl Checkpoint {
     }
 
     /// Hash of all weights, hexadecimal; of a folder also of the files that decide what its answers are and where
-    /// they end. Ends early, with an error, once `stop` is set. `progress` hears of every mebibyte.
-    pub fn hash(&self, stop: &AtomicBool, progress: &dyn Fn()) -> Result<String, ModelError> {
+    /// they end. Files that the cache has are not read. Ends early, with an error, once `stop` is set. `progress`
+    /// hears of every mebibyte.
+    pub fn hash(
+        &self,
+        cache: Option<&HashCache>,
+        stop: &AtomicBool,
+        progress: &dyn Fn(),
+    ) -> Result<String, ModelError> {
         let one = |path: &Path, file: &std::fs::File| {
-            let hash = hash::hash(file, stop, progress);
+            let hash = hash::hash(file, cache, stop, progress);
             hash.map_err(|source| ModelError::Io { path: path.to_owned(), source })
         };
         let is_folder = matches!(self.source, Source::Folder { .. });

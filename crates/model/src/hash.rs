@@ -17,6 +17,8 @@ use blake3::hazmat::{
     merge_subtrees_root,
 };
 
+use crate::HashCache;
+
 /// Bytes that are read at a time.
 const PIECE: usize = 1 << 20;
 /// Bytes of a subtree that a thread takes; a power of two.
@@ -24,18 +26,29 @@ const SUBTREE: u64 = 16 << 20;
 /// Threads at most: four read as fast as most disks.
 const MAX_THREADS: usize = 4;
 
-/// BLAKE3 of the file, hexadecimal.
-pub fn hash_file(path: &Path) -> io::Result<String> {
-    hash(&File::open(path)?, &AtomicBool::new(false), &|| ())
+/// BLAKE3 of the file, hexadecimal; from the cache, if there is one and it has it.
+pub fn hash_file(path: &Path, cache: Option<&HashCache>) -> io::Result<String> {
+    hash(&File::open(path)?, cache, &AtomicBool::new(false), &|| ())
 }
 
-/// BLAKE3 of an open file, hexadecimal; an error once `stop` is set; `progress` hears of every mebibyte that the
+/// BLAKE3 of an open file, hexadecimal, from the cache if that has it; an error once `stop` is set; `progress` hears of every mebibyte that the
 /// caller's thread hashes. Takes half of the machine's cores at most, since weights are packed meanwhile. Reads
 /// the file rather than a mapping of it, so that its pages do not count as resident memory.
-pub(crate) fn hash(file: &File, stop: &AtomicBool, progress: &dyn Fn()) -> io::Result<String> {
-    let cores = available_parallelism().map_or(1, usize::from);
-    let source = Source { file, len: file.metadata()?.len(), stop };
-    source.hash(SUBTREE, (cores / 2).clamp(1, MAX_THREADS), progress)
+pub(crate) fn hash(
+    file: &File,
+    cache: Option<&HashCache>,
+    stop: &AtomicBool,
+    progress: &dyn Fn(),
+) -> io::Result<String> {
+    let take = || {
+        let cores = available_parallelism().map_or(1, usize::from);
+        let source = Source { file, len: file.metadata()?.len(), stop };
+        source.hash(SUBTREE, (cores / 2).clamp(1, MAX_THREADS), progress)
+    };
+    match cache {
+        Some(cache) => cache.hash_of(file, take),
+        None => take(),
+    }
 }
 
 /// A file that is hashed.
@@ -144,7 +157,7 @@ mod tests {
             for (subtree, threads) in [(1024, 1), (4096, 3), (1 << 20, 2)] {
                 assert_eq!(source.hash(subtree, threads, &|| ()).unwrap(), want, "{len} bytes");
             }
-            assert_eq!(hash(&file, &stop, &|| ()).unwrap(), want);
+            assert_eq!(hash(&file, None, &stop, &|| ()).unwrap(), want);
             if len > 0 {
                 stop.store(true, Ordering::Relaxed);
                 source.hash(1024, 2, &|| ()).unwrap_err();

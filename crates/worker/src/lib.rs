@@ -17,7 +17,7 @@ mod vitals;
 
 pub use executor::{Execute, Executor, PlanError};
 pub use kind::{BackendKind, CpuOptions, Memory};
-pub use load::Numbers;
+pub use load::{LoadSettings, Numbers};
 pub use oarlock_backend_cpu::{Dtype, InstructionSet};
-pub use oarlock_model::{BufferType, Quantization, TRACED_OPERATIONS};
+pub use oarlock_model::{BufferType, HashCache, Quantization, TRACED_OPERATIONS};
 pub use process::{WorkerOptions, run};

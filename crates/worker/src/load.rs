@@ -1,14 +1,14 @@
 //! Opens, packs and describes a model: what happens between a worker's start and its first plan.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use oarlock_backend::{Backend, BackendLimits};
 use oarlock_collective::{Alone, Collective, SharedMemory, Tcp, TcpRendezvous, Transport};
-use oarlock_model::{BufferType, Checkpoint, Quantization};
+use oarlock_model::{BufferType, Checkpoint, HashCache, Quantization};
 use oarlock_types::{
     BLOCK_TOKENS, Fingerprint, GroupLink, LoadOptions, LoadProgress, WorkerDescription,
     WorkerLimits,
@@ -26,17 +26,30 @@ const MEETING: Duration = Duration::from_mins(2);
 /// Rows whose logits are computed at once.
 const MAX_GATHERED: usize = 32;
 
+/// What a worker is told of loading on its command line.
+#[derive(Clone, Debug, Default)]
+pub struct LoadSettings {
+    /// What decides the numbers.
+    pub numbers: Numbers,
+    /// Where to write checksums of all that is computed.
+    pub trace: Option<PathBuf>,
+    /// Where hashes of files are kept.
+    pub hashes: Option<HashCache>,
+}
+
 /// Meets the other ranks, then opens, packs and describes this rank's part of the model.
 pub(crate) fn load<K: BackendKind>(
     options: &LoadOptions,
-    (kind, numbers, trace): (&K, Numbers, Option<&Path>),
+    kind: &K,
+    settings: &LoadSettings,
     rendezvous: Option<TcpRendezvous>,
     vitals: &Vitals,
     mut progress: impl FnMut(LoadProgress),
 ) -> anyhow::Result<(Box<dyn Execute>, WorkerDescription)> {
     let checkpoint = Checkpoint::open(Path::new(&options.model))?;
-    let checkpoint =
-        checkpoint.with_buffers(numbers.buffers).with_quantization(numbers.quantization);
+    let checkpoint = checkpoint
+        .with_buffers(settings.numbers.buffers)
+        .with_quantization(settings.numbers.quantization);
     let buffers = checkpoint.buffers();
     if buffers != BufferType::Float32 && options.shard.rank == 0 {
         tracing::info!(
@@ -67,7 +80,7 @@ pub(crate) fn load<K: BackendKind>(
     let hashing = work.clone();
     let advance = move || hashing.advance();
     let (model, hash) = std::thread::scope(|scope| {
-        let hash = scope.spawn(|| checkpoint.hash(&stop, &advance));
+        let hash = scope.spawn(|| checkpoint.hash(settings.hashes.as_ref(), &stop, &advance));
         let model = oarlock_model::load(
             &checkpoint,
             &mut backend,
@@ -85,8 +98,8 @@ pub(crate) fn load<K: BackendKind>(
     let hash = hash.map_err(|_| anyhow!("hashing the weights panicked"))?;
     let fingerprint = Fingerprint {
         weights: if options.hash_weights { hash? } else { String::new() },
-        build: build_id()?,
-        instruction_set: numbers.fingerprint(
+        build: build_id(settings.hashes.as_ref())?,
+        instruction_set: settings.numbers.fingerprint(
             &backend.instruction_set(),
             buffers,
             checkpoint.variant(limits.max_sequence_tokens as usize),
@@ -95,7 +108,7 @@ pub(crate) fn load<K: BackendKind>(
     let memory_bytes = backend.memory_bytes();
     let mut executor =
         Executor::new(backend, model, limits).with_vitals(work, vitals.step()).with_fault(fault);
-    if let Some(path) = trace {
+    if let Some(path) = &settings.trace {
         let file = TraceFile::open(path).with_context(|| path.display().to_string())?;
         executor = executor.with_trace(file);
     }
@@ -198,8 +211,9 @@ fn resolve(mut limits: WorkerLimits, context_length: u32) -> WorkerLimits {
 }
 
 /// Version and hash of this executable: another build may round differently.
-fn build_id() -> anyhow::Result<String> {
+fn build_id(hashes: Option<&HashCache>) -> anyhow::Result<String> {
     let executable = std::env::current_exe().context("cannot find this executable")?;
-    let hash = oarlock_model::hash_file(&executable).context("cannot read this executable")?;
+    let hash = oarlock_model::hash_file(&executable, hashes);
+    let hash = hash.context("cannot read this executable")?;
     Ok(format!("{}-{}", env!("CARGO_PKG_VERSION"), &hash[..16]))
 }

@@ -11,7 +11,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::kind::BackendKind;
-use crate::load::Numbers;
+use crate::load::LoadSettings;
 use crate::service::Worker;
 
 /// What a worker process is told on its command line.
@@ -21,10 +21,8 @@ pub struct WorkerOptions {
     pub socket: PathBuf,
     /// Process id of the engine; the worker ends with it.
     pub engine_pid: u32,
-    /// What decides the numbers.
-    pub numbers: Numbers,
-    /// Where to write checksums of all that is computed.
-    pub trace: Option<PathBuf>,
+    /// How it loads.
+    pub load: LoadSettings,
     /// The address at which other ranks reach this one; `None` lets the worker choose.
     pub collective_host: Option<IpAddr>,
 }

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::executor::Execute;
 use crate::kind::BackendKind;
-use crate::load::{Numbers, load};
+use crate::load::{LoadSettings, load};
 use crate::process::WorkerOptions;
 use crate::vitals::Vitals;
 
@@ -29,8 +28,7 @@ pub(crate) struct Worker<K> {
     kind: Arc<K>,
     /// Where it listens for other ranks, if it is to say.
     collective_host: Option<IpAddr>,
-    numbers: Numbers,
-    trace: Option<PathBuf>,
+    settings: LoadSettings,
     rendezvous: Arc<Mutex<Option<TcpRendezvous>>>,
     vitals: Arc<Vitals>,
     loaded: Arc<Mutex<Option<Box<dyn Execute>>>>,
@@ -41,8 +39,7 @@ impl<K: BackendKind> Worker<K> {
         Self {
             kind: Arc::new(kind),
             collective_host: options.collective_host,
-            numbers: options.numbers,
-            trace: options.trace,
+            settings: options.load,
             rendezvous: Arc::default(),
             vitals: Arc::default(),
             loaded: Arc::default(),
@@ -81,14 +78,13 @@ impl<K: BackendKind> WorkerApi for Worker<K> {
     fn load(&self, options: LoadOptions) -> LoadStream {
         let (events, receiver) = mpsc::channel(QUEUE);
         let (kind, loaded) = (Arc::clone(&self.kind), Arc::clone(&self.loaded));
-        let (vitals, trace) = (Arc::clone(&self.vitals), self.trace.clone());
-        let numbers = self.numbers;
+        let (vitals, settings) = (Arc::clone(&self.vitals), self.settings.clone());
         let rendezvous = self.rendezvous.lock().unwrap_or_else(PoisonError::into_inner).take();
         std::thread::spawn(move || {
             // A progress message that finds the queue full is dropped: the next one says more.
             let progress = |so_far| drop(events.try_send(Ok(LoadEvent::Progress(so_far))));
             let attempt = catch_unwind(AssertUnwindSafe(|| {
-                load(&options, (&*kind, numbers, trace.as_deref()), rendezvous, &vitals, progress)
+                load(&options, &*kind, &settings, rendezvous, &vitals, progress)
             }));
             let last =
                 match attempt.unwrap_or_else(|_| Err(anyhow!("loading panicked; see the log"))) {

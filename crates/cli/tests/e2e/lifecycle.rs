@@ -1,6 +1,7 @@
 //! Death, memory, signals and start-up: tests that need a server of their own.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -77,6 +78,33 @@ fn the_worker_stays_under_a_gibibyte_and_ends_with_its_engine() {
     server.wait_for_exit(Duration::from_secs(5)).expect("killed");
     let gone = || !fs::exists(format!("/proc/{worker}")).expect("procfs") || is_zombie(worker);
     wait_until("the worker ended with its engine", Duration::from_secs(5), gone);
+}
+
+/// A second start takes the weights' hash from the cache: one that is changed there is believed.
+#[test]
+fn hashes_of_weights_are_kept() {
+    let Some((_turn, model)) = turn() else { return };
+    let cache = tempfile::tempdir().unwrap();
+    let size = fs::metadata(&model).unwrap().len().to_string();
+    let options = ServerOptions::new(model)
+        .args(["--served-name", "demo", "--kv-cache-tokens", "512", "--cache"])
+        .args([cache.path().to_str().unwrap()]);
+    let fingerprint = || {
+        let request = json!({ "model": "demo", "prompt": "a", "max_tokens": 1 });
+        let server = Server::start(&options).unwrap();
+        let body = server.post("/v1/completions", &request).ok_json();
+        body["system_fingerprint"].as_str().unwrap().to_owned()
+    };
+    let first = fingerprint();
+    let entries = fs::read_dir(cache.path().join("hashes")).unwrap();
+    let entries = entries.map(|entry| entry.unwrap().path());
+    let line = |path: &Path| fs::read_to_string(path).unwrap();
+    let entry = entries.into_iter().find(|path| line(path).starts_with(&size)).unwrap();
+    let known = line(&entry);
+    assert_eq!(fingerprint(), first);
+    let (state, _) = known.rsplit_once(' ').unwrap();
+    fs::write(&entry, format!("{state} {}\n", "0".repeat(64))).unwrap();
+    assert_ne!(fingerprint(), first);
 }
 
 fn is_zombie(pid: u32) -> bool {

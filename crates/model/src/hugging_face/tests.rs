@@ -227,7 +227,7 @@ fn recommended_sampling_is_in_the_card() {
 fn texts_count_in_the_hash() {
     let whole = folder(&json!({}));
     let stop = std::sync::atomic::AtomicBool::new(false);
-    let hash = || Checkpoint::open(whole.path()).unwrap().hash(&stop, &|| ()).unwrap();
+    let hash = || Checkpoint::open(whole.path()).unwrap().hash(None, &stop, &|| ()).unwrap();
     let mut seen = vec![hash()];
     for name in super::TEXT_FILES.iter().skip(1) {
         fs::write(whole.path().join(name), "{}").unwrap();
@@ -244,7 +244,7 @@ fn texts_count_in_the_hash() {
 fn several_files_are_one_model() {
     let whole = folder(&json!({}));
     let stop = std::sync::atomic::AtomicBool::new(false);
-    let hash = |path: &Path| Checkpoint::open(path).unwrap().hash(&stop, &|| ()).unwrap();
+    let hash = |path: &Path| Checkpoint::open(path).unwrap().hash(None, &stop, &|| ()).unwrap();
     let before = hash(whole.path());
     let bytes = fs::read(whole.path().join("model.safetensors")).unwrap();
     let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();

@@ -1,0 +1,229 @@
+//! Hashes of files that did not change since they were taken, so that a server that starts again, or a worker that
+//! takes the place of one that died, need not read its weights a second time.
+//!
+//! A file is known by its device and inode, and unchanged while size, time of modification and time of change are
+//! what they were; the last of them no program can set. As git does with its index, what was changed so shortly
+//! before that a later change could have the same time is not kept.
+
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Smaller files are hashed as fast as their entry is found.
+const SMALLEST: u64 = 64 << 20;
+/// Age at which a file's times tell it from every later state: file systems count in steps of up to two seconds.
+const SETTLED: Duration = Duration::from_secs(3);
+/// Entries at most; the oldest go.
+const MAX_ENTRIES: usize = 1024;
+const ENDING: &str = "hash";
+
+/// A folder with an entry for each file whose hash is known. Whatever is wrong with it, files are hashed.
+#[derive(Clone, Debug)]
+pub struct HashCache {
+    folder: PathBuf,
+    smallest: u64,
+    settled: Duration,
+}
+
+impl HashCache {
+    /// A cache in this folder, which is made when the first hash is kept.
+    #[must_use]
+    pub fn new(folder: PathBuf) -> Self {
+        Self { folder, smallest: SMALLEST, settled: SETTLED }
+    }
+
+    /// The hash of `file`, taken with `hash` where it is not known.
+    pub(crate) fn hash_of(
+        &self,
+        file: &File,
+        hash: impl FnOnce() -> io::Result<String>,
+    ) -> io::Result<String> {
+        let before = file.metadata()?;
+        if before.len() < self.smallest {
+            return hash();
+        }
+        let (entry, state) = (self.entry(&before), state(&before));
+        if let Some(known) = known(&entry, &state) {
+            return Ok(known);
+        }
+        let now = SystemTime::now();
+        let taken = hash()?;
+        let is_unchanged = file.metadata().is_ok_and(|after| self::state(&after) == state);
+        if is_unchanged && self.is_settled(&before, now) {
+            // A cache that cannot be written is none.
+            let _ = self.keep(&entry, &format!("{state} {taken}\n"));
+        }
+        Ok(taken)
+    }
+
+    /// Whether a file was last changed long enough before `now`.
+    fn is_settled(&self, file: &Metadata, now: SystemTime) -> bool {
+        let newest = (file.mtime(), file.mtime_nsec()).max((file.ctime(), file.ctime_nsec()));
+        let (Ok(seconds), Ok(nanoseconds)) = (newest.0.try_into(), newest.1.try_into()) else {
+            return false;
+        };
+        let newest = UNIX_EPOCH.checked_add(Duration::new(seconds, nanoseconds));
+        newest.is_some_and(|newest| now.duration_since(newest).is_ok_and(|age| age >= self.settled))
+    }
+
+    fn entry(&self, file: &Metadata) -> PathBuf {
+        self.folder.join(format!("{:x}-{:x}.{ENDING}", file.dev(), file.ino()))
+    }
+
+    /// Puts an entry in its place at once, so that no reader sees half of it.
+    fn keep(&self, entry: &Path, line: &str) -> io::Result<()> {
+        fs::create_dir_all(&self.folder)?;
+        let partial = entry.with_extension(std::process::id().to_string());
+        fs::write(&partial, line)?;
+        fs::rename(&partial, entry)?;
+        self.forget_oldest()
+    }
+
+    fn forget_oldest(&self) -> io::Result<()> {
+        let mut entries: Vec<_> = fs::read_dir(&self.folder)?
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                Some((entry.metadata().ok()?.modified().ok()?, entry.path()))
+            })
+            .collect();
+        let surplus = entries.len().saturating_sub(MAX_ENTRIES);
+        entries.sort();
+        entries.iter().take(surplus).try_for_each(|(_, path)| fs::remove_file(path))
+    }
+}
+
+/// What a change of a file's contents changes.
+fn state(file: &Metadata) -> String {
+    format!(
+        "{} {}.{:09} {}.{:09}",
+        file.len(),
+        file.mtime(),
+        file.mtime_nsec(),
+        file.ctime(),
+        file.ctime_nsec()
+    )
+}
+
+/// The hash in an entry of a file in this state.
+fn known(entry: &Path, state: &str) -> Option<String> {
+    let line = fs::read_to_string(entry).ok()?;
+    let hash = line.strip_prefix(state)?.strip_prefix(' ')?.strip_suffix('\n')?;
+    let is_hash = hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_hash.then(|| hash.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::fs::FileTimes;
+    use std::io::Write as _;
+
+    use super::*;
+
+    /// What is settled here: many times what this machine's file systems count in.
+    const YOUNG: Duration = Duration::from_millis(500);
+
+    /// A cache of small files, a file that was changed long ago, and how often it was hashed.
+    struct Setup {
+        folder: tempfile::TempDir,
+        cache: HashCache,
+        hashed: Cell<u32>,
+    }
+
+    impl Setup {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let cache = HashCache::new(folder.path().join("hashes"));
+            let cache = HashCache { smallest: 1, settled: YOUNG, ..cache };
+            Self { folder, cache, hashed: Cell::new(0) }
+        }
+
+        fn path(&self) -> PathBuf {
+            self.folder.path().join("weights")
+        }
+
+        fn write(&self, bytes: &[u8]) {
+            let mut file = File::create(self.path()).unwrap();
+            file.write_all(bytes).unwrap();
+            let old = SystemTime::now() - Duration::from_secs(100);
+            file.set_times(FileTimes::new().set_modified(old)).unwrap();
+        }
+
+        fn hash(&self) -> String {
+            let path = self.path();
+            let file = File::open(&path).unwrap();
+            let hash = || {
+                self.hashed.set(self.hashed.get() + 1);
+                Ok(blake3::hash(&fs::read(&path).unwrap()).to_hex().to_string())
+            };
+            self.cache.hash_of(&file, hash).unwrap()
+        }
+    }
+
+    /// Waits until times of change, which nobody can set, are old enough.
+    fn settle() {
+        std::thread::sleep(2 * YOUNG);
+    }
+
+    #[test]
+    fn unchanged_files_are_hashed_once_and_changed_ones_again() {
+        let setup = Setup::new();
+        setup.write(b"first");
+        // Too young: the next change might have the same time.
+        let first = setup.hash();
+        assert_eq!((setup.hash(), setup.hashed.get()), (first.clone(), 2));
+        settle();
+        assert_eq!((setup.hash(), setup.hash()), (first.clone(), first.clone()));
+        assert_eq!(setup.hashed.get(), 3);
+        // Of the same length, and with the time of modification that it had.
+        let times = fs::metadata(setup.path()).unwrap().modified().unwrap();
+        fs::write(setup.path(), b"later").unwrap();
+        let file = File::options().write(true).open(setup.path()).unwrap();
+        file.set_times(FileTimes::new().set_modified(times)).unwrap();
+        let later = setup.hash();
+        assert_ne!(later, first);
+        assert_eq!(setup.hashed.get(), 4);
+        // Damaged entries are none.
+        settle();
+        assert_eq!((setup.hash(), setup.hash()), (later.clone(), later.clone()));
+        assert_eq!(setup.hashed.get(), 5);
+        let entry = setup.cache.entry(&fs::metadata(setup.path()).unwrap());
+        let good = fs::read_to_string(&entry).unwrap();
+        for bad in ["", "\n", &good[..good.len() - 9], &good.replace(' ', "  "), &good[1..]] {
+            fs::write(&entry, bad).unwrap();
+            let before = setup.hashed.get();
+            assert_eq!(setup.hash(), later);
+            assert_eq!(setup.hashed.get(), before + 1, "{bad:?}");
+        }
+        assert_eq!(fs::read_to_string(&entry).unwrap(), good);
+    }
+
+    #[test]
+    fn small_files_and_folders_that_cannot_be_make_no_difference() {
+        let mut setup = Setup::new();
+        setup.write(b"weights");
+        setup.cache.smallest = 100;
+        setup.hash();
+        assert!(!setup.cache.folder.exists());
+        setup.cache.smallest = 1;
+        setup.cache.folder = setup.path().join("no folder");
+        let file = File::open(setup.path()).unwrap();
+        let entry = setup.cache.entry(&file.metadata().unwrap());
+        setup.cache.keep(&entry, "line").unwrap_err();
+        assert_eq!(setup.hash(), blake3::hash(b"weights").to_hex().to_string());
+    }
+
+    #[test]
+    fn entries_do_not_pile_up() {
+        let setup = Setup::new();
+        for index in 0..MAX_ENTRIES + 20 {
+            let entry = setup.cache.folder.join(format!("{index}.{ENDING}"));
+            setup.cache.keep(&entry, "line").unwrap();
+        }
+        let left = fs::read_dir(&setup.cache.folder).unwrap().count();
+        assert_eq!(left, MAX_ENTRIES);
+        assert!(setup.cache.folder.join(format!("{}.{ENDING}", MAX_ENTRIES + 19)).exists());
+    }
+}
