@@ -1,19 +1,16 @@
 //! The command line.
 
-use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::str::FromStr;
 
-use crate::device::{Device, DeviceArgument};
-use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use oarlock_engine::Collective;
-use oarlock_worker::{BufferType, Dtype, InstructionSet, Numbers, Quantization};
 
+use crate::compute::ComputeArguments;
 use crate::inspect::InspectArguments;
 use crate::keys::KeysArguments;
 use crate::limits::LimitArguments;
+use crate::model_argument::Model;
 use crate::request_limits::RequestLimitArguments;
 
 /// Serves private language models over the OpenAI API and gRPC.
@@ -69,38 +66,6 @@ pub(crate) enum FetchCommand {
         #[arg(long, env = "OARLOCK_CACHE", value_name = "DIR")]
         cache: Option<PathBuf>,
     },
-}
-
-/// A model to serve.
-#[derive(Clone, Debug)]
-pub(crate) enum Model {
-    /// The demo model, fetched on first use.
-    Demo,
-    /// A weight file, or a folder.
-    Path(PathBuf),
-}
-
-impl FromStr for Model {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(if text == "demo" { Self::Demo } else { Self::Path(PathBuf::from(text)) })
-    }
-}
-
-impl Model {
-    /// The name that clients use unless `--served-name` says otherwise.
-    pub(crate) fn default_name(&self) -> String {
-        match self {
-            Self::Demo => "demo".to_owned(),
-            // A folder's name may have dots; a file's ending says nothing.
-            Self::Path(path) => {
-                let absolute = path.canonicalize().unwrap_or_else(|_| path.clone());
-                let name = if absolute.is_dir() { absolute.file_name() } else { path.file_stem() };
-                name.unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-            }
-        }
-    }
 }
 
 /// Options of `oarlock serve`.
@@ -195,109 +160,6 @@ pub(crate) struct ServeArguments {
     pub(crate) limits: LimitArguments,
 }
 
-/// What computes, and how.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct ComputeArguments {
-    /// What computes: auto (CUDA devices where the program has kernels for them and a driver finds one,
-    /// otherwise the CPU), cpu, cuda.
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    pub(crate) device: DeviceArgument,
-    /// Threads that compute on the CPU, divided over the workers; 0: one per core, and at least one per
-    /// worker.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) threads: usize,
-    /// Instruction set of the CPU kernels: auto, portable, avx2, avx512 or amx. All give the same bits.
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    pub(crate) instruction_set: String,
-    /// What is computed with: auto (int8 activations with quantized weights, bfloat16 with others),
-    /// bfloat16 (all weights and activations), float32 (those and the KV cache: exact, slow, large).
-    #[arg(long, value_name = "TYPE", default_value_t = Dtype::Auto)]
-    pub(crate) dtype: Dtype,
-    /// Quantizes linear layers that are stored as floats while they are loaded: none, q8_0 or q4_0. Less
-    /// memory and time for some loss (see the README); embeddings, norms and routers stay, and with q4_0
-    /// the output layer gets 8 bits.
-    #[arg(long, value_name = "KIND", default_value_t = Quantization::None)]
-    pub(crate) quantize: Quantization,
-    /// What a model's buffers (frequencies of rotary embeddings, the scale of Gemma's embeddings) are rounded
-    /// to: float32 (as models are run), bfloat16, float16, stored (the type that config.json names: as in a
-    /// model that was cast as a whole, of which published float32 references are). auto: stored with
-    /// --dtype float32, which is for comparing with such references, otherwise float32.
-    #[arg(
-        long,
-        value_name = "TYPE",
-        default_value = "auto",
-        alias = "rope-frequencies",
-        hide_short_help = true
-    )]
-    pub(crate) buffer_dtype: BufferArgument,
-}
-
-impl ComputeArguments {
-    /// What so many ranks compute on.
-    pub(crate) fn device(&self, ranks: u32) -> anyhow::Result<Device> {
-        self.device.choose(ranks)
-    }
-
-    /// The instruction set; `None` for the best that the machine has.
-    pub(crate) fn instruction_set(&self) -> anyhow::Result<Option<InstructionSet>> {
-        if self.instruction_set == "auto" {
-            return Ok(None);
-        }
-        let available = InstructionSet::available();
-        let chosen = available.iter().copied().find(|set| set.to_string() == self.instruction_set);
-        chosen.map(Some).with_context(|| {
-            let names: Vec<_> = available.iter().map(ToString::to_string).collect();
-            format!(
-                "--instruction-set {}: this machine has auto, {}",
-                self.instruction_set,
-                names.join(", ")
-            )
-        })
-    }
-
-    /// What decides the numbers beside the device.
-    pub(crate) fn numbers(&self) -> Numbers {
-        let buffers = match (self.buffer_dtype.0, self.dtype) {
-            (Some(buffers), _) => buffers,
-            (None, Dtype::Float32) => BufferType::Stored,
-            (None, _) => BufferType::Float32,
-        };
-        Numbers { buffers, quantization: self.quantize }
-    }
-
-    /// The same options for the command line of each of `ranks` workers.
-    pub(crate) fn to_arguments(&self, ranks: u32) -> anyhow::Result<Vec<OsString>> {
-        let threads = self.threads_per_rank(ranks as usize)?.to_string();
-        let dtype = self.dtype.to_string();
-        // Decided once, so that all workers agree.
-        let device = self.device(ranks)?.to_string();
-        let quantize = self.quantize.to_string();
-        let buffers = self.buffer_dtype.to_string();
-        let pairs = [
-            ("--device", &device),
-            ("--threads", &threads),
-            ("--instruction-set", &self.instruction_set),
-            ("--dtype", &dtype),
-            ("--quantize", &quantize),
-            ("--buffer-dtype", &buffers),
-        ];
-        Ok(pairs.into_iter().flat_map(|(name, value)| [name.into(), value.into()]).collect())
-    }
-
-    fn threads_per_rank(&self, ranks: usize) -> anyhow::Result<usize> {
-        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        match self.threads {
-            0 => Ok((cores() / ranks).max(1)),
-            threads if threads < ranks => {
-                anyhow::bail!(
-                    "--threads {threads}: --tensor-parallel {ranks} needs one for each worker"
-                )
-            }
-            threads => Ok(threads / ranks),
-        }
-    }
-}
-
 /// Options of a worker process.
 #[derive(Debug, Args)]
 pub(crate) struct WorkerArguments {
@@ -318,30 +180,6 @@ pub(crate) struct WorkerArguments {
     pub(crate) hashes: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) compute: ComputeArguments,
-}
-
-/// What buffers are rounded to; `None` is auto.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct BufferArgument(Option<BufferType>);
-
-impl FromStr for BufferArgument {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "auto" => Ok(Self(None)),
-            name => Ok(Self(Some(name.parse().map_err(|reason| format!("auto, {reason}"))?))),
-        }
-    }
-}
-
-impl std::fmt::Display for BufferArgument {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            None => f.write_str("auto"),
-            Some(buffers) => buffers.fmt(f),
-        }
-    }
 }
 
 /// Where defaults of sampling come from.
@@ -406,19 +244,6 @@ mod tests {
             Command::Serve(arguments) => Ok(*arguments),
             other => panic!("{other:?}"),
         }
-    }
-
-    #[test]
-    fn threads_are_divided_over_workers() {
-        let per_rank = |threads: &str, ranks: &str| {
-            let arguments = serve(&["--threads", threads, "--tensor-parallel", ranks]).unwrap();
-            arguments.compute.threads_per_rank(arguments.tensor_parallel as usize)
-        };
-        assert_eq!(per_rank("8", "2").unwrap(), 4);
-        assert_eq!(per_rank("7", "2").unwrap(), 3);
-        assert!(per_rank("0", "8").unwrap() >= 1, "one core serves eight workers, slowly");
-        let few = per_rank("3", "4").unwrap_err().to_string();
-        assert!(few.contains("--threads 3") && few.contains("--tensor-parallel 4"), "{few}");
     }
 
     #[test]

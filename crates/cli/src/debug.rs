@@ -8,7 +8,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::arguments::{CollectiveArgument, ComputeArguments, Model, ranks};
+use crate::arguments::{CollectiveArgument, ranks};
+use crate::compute::ComputeArguments;
+use crate::model_argument::Model;
 
 /// What to do.
 #[derive(Debug, Subcommand)]

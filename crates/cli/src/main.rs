@@ -2,6 +2,7 @@
 
 mod arguments;
 mod bench;
+mod compute;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod debug;
@@ -11,6 +12,7 @@ mod inspect;
 mod keys;
 mod limits;
 mod loading;
+mod model_argument;
 mod request_limits;
 mod serve;
 
@@ -18,9 +20,10 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use arguments::{Arguments, Command, FetchCommand, Model, ServeArguments, WorkerArguments};
+use arguments::{Arguments, Command, FetchCommand, ServeArguments, WorkerArguments};
 use clap::Parser as _;
 use device::Device;
+use model_argument::Model;
 use oarlock_worker::{CpuOptions, HashCache, LoadSettings, WorkerOptions};
 
 fn main() -> ExitCode {

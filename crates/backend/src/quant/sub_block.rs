@@ -32,8 +32,14 @@ impl WeightKind {
             Self::Q5_0 => 16,
             Self::Q6K => 32,
             Self::Q8_0 | Self::Iq4Nl | Self::Iq4Xs => 128,
-            Self::Q4_1 | Self::Q5_1 | Self::Q2K | Self::Q4K | Self::Q5K => 0,
-            Self::F32 | Self::F16 | Self::Bf16 => 0,
+            Self::F32
+            | Self::F16
+            | Self::Bf16
+            | Self::Q4_1
+            | Self::Q5_1
+            | Self::Q2K
+            | Self::Q4K
+            | Self::Q5K => 0,
         }
     }
 }
