@@ -141,7 +141,6 @@ impl fmt::Display for BufferArgument {
 mod tests {
     use clap::Parser as _;
 
-    use super::*;
     use crate::arguments::{Arguments, Command};
 
     #[test]
