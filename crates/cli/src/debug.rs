@@ -29,7 +29,7 @@ pub(crate) enum DebugCommand {
 /// Options of `oarlock debug trace`.
 #[derive(Debug, Args)]
 pub(crate) struct TraceArguments {
-    /// A GGUF file, a folder as on the Hugging Face hub, or `demo`.
+    /// A GGUF file (of several the first), a folder as on the Hugging Face hub, or `demo`.
     #[arg(long, value_name = "PATH|demo")]
     pub(crate) model: Model,
     /// The prompt, as token ids.

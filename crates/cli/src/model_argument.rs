@@ -28,9 +28,10 @@ impl Model {
             // A folder's name may have dots; a file's ending says nothing.
             Self::Path(path) => {
                 let absolute = path.canonicalize().unwrap_or_else(|_| path.clone());
-                let name = if absolute.is_dir() { absolute.file_name() } else { path.file_stem() };
+                let is_folder = absolute.is_dir();
+                let name = if is_folder { absolute.file_name() } else { path.file_stem() };
                 let name = name.unwrap_or(path.as_os_str()).to_string_lossy();
-                without_part(&name).to_owned()
+                if is_folder { name.into_owned() } else { without_part(&name).to_owned() }
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::tensors::{StoredTensor, TensorInfo, Tensors, num_parameters};
 use crate::weights::WeightLoader;
 use crate::{Decoder, HashCache, ModelError, card, families, hash};
 
-/// An opened model: a GGUF file, or a folder of the Hugging Face hub.
+/// An opened model: a GGUF file or several, or a folder of the Hugging Face hub.
 pub struct Checkpoint {
     path: PathBuf,
     /// Files of weights, mapped.

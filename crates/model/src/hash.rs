@@ -31,9 +31,9 @@ pub fn hash_file(path: &Path, cache: Option<&HashCache>) -> io::Result<String> {
     hash(&File::open(path)?, cache, &AtomicBool::new(false), &|| ())
 }
 
-/// BLAKE3 of an open file, hexadecimal, from the cache if that has it; an error once `stop` is set; `progress` hears of every mebibyte that the
-/// caller's thread hashes. Takes half of the machine's cores at most, since weights are packed meanwhile. Reads
-/// the file rather than a mapping of it, so that its pages do not count as resident memory.
+/// BLAKE3 of an open file, hexadecimal, from the cache if that has it; an error once `stop` is set; `progress` hears
+/// of every mebibyte that the caller's thread hashes. Takes half of the machine's cores at most, since weights are
+/// packed meanwhile. Reads the file rather than a mapping of it, so that its pages do not count as resident memory.
 pub(crate) fn hash(
     file: &File,
     cache: Option<&HashCache>,

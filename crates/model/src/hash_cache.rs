@@ -2,19 +2,22 @@
 //! takes the place of one that died, need not read its weights a second time.
 //!
 //! A file is known by its device and inode, and unchanged while size, time of modification and time of change are
-//! what they were; the last of them no program can set. As git does with its index, what was changed so shortly
-//! before that a later change could have the same time is not kept.
+//! what they were; programs can set the second, not the third. As git does with its index, a hash is not kept of what
+//! was changed so shortly before that a later change could leave the times as they are. Whoever writes weights
+//! through a mapping that stays open for longer, or on a file system that has no such times, must take another name.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, DirBuilder, File, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Smaller files are hashed as fast as their entry is found.
 const SMALLEST: u64 = 64 << 20;
-/// Age at which a file's times tell it from every later state: file systems count in steps of up to two seconds.
-const SETTLED: Duration = Duration::from_secs(3);
+/// Age at which a file's times tell it from every later state. File systems count in steps of up to two seconds, and
+/// a page that was written through a mapping changes them again only after the kernel has put it on the disk, which it
+/// does within 35 seconds.
+const SETTLED: Duration = Duration::from_mins(1);
 /// Entries at most; the oldest go.
 const MAX_ENTRIES: usize = 1024;
 const ENDING: &str = "hash";
@@ -74,27 +77,39 @@ impl HashCache {
 
     /// Puts an entry in its place at once, so that no reader sees half of it.
     fn keep(&self, entry: &Path, line: &str) -> io::Result<()> {
-        fs::create_dir_all(&self.folder)?;
+        // Nobody else is to say what a hash is.
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
         let partial = entry.with_extension(std::process::id().to_string());
         fs::write(&partial, line)?;
         fs::rename(&partial, entry)?;
-        self.forget_oldest()
+        self.forget_oldest();
+        Ok(())
     }
 
-    fn forget_oldest(&self) -> io::Result<()> {
-        let mut entries: Vec<_> = fs::read_dir(&self.folder)?
-            .filter_map(|entry| {
-                let entry = entry.ok()?;
-                Some((entry.metadata().ok()?.modified().ok()?, entry.path()))
-            })
+    /// Removes entries that are too many. Another process may do so at the same time.
+    fn forget_oldest(&self) {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let mut entries: Vec<_> = entries
+            .filter(|entry| is_entry(&entry.file_name().to_string_lossy()))
+            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
             .collect();
         let surplus = entries.len().saturating_sub(MAX_ENTRIES);
         entries.sort();
-        entries.iter().take(surplus).try_for_each(|(_, path)| fs::remove_file(path))
+        for (_, path) in &entries[..surplus] {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
-/// What a change of a file's contents changes.
+/// Whether a file of this name is one of a cache: of the user's own files in the folder, none is touched.
+fn is_entry(name: &str) -> bool {
+    let numbers = name.strip_suffix(ENDING).and_then(|name| name.strip_suffix('.'));
+    let numbers = numbers.and_then(|numbers| numbers.split_once('-'));
+    let is_hex = |number: &str| u64::from_str_radix(number, 16).is_ok();
+    numbers.is_some_and(|(device, inode)| is_hex(device) && is_hex(inode))
+}
+
+/// What changes with a file's contents.
 fn state(file: &Metadata) -> String {
     format!(
         "{} {}.{:09} {}.{:09}",
@@ -218,12 +233,18 @@ mod tests {
     #[test]
     fn entries_do_not_pile_up() {
         let setup = Setup::new();
-        for index in 0..MAX_ENTRIES + 20 {
-            let entry = setup.cache.folder.join(format!("{index}.{ENDING}"));
-            setup.cache.keep(&entry, "line").unwrap();
+        let path = |name: &str| setup.cache.folder.join(name);
+        setup.cache.keep(&path("0-0.hash"), "line").unwrap();
+        // Other people's files, older than any entry.
+        for name in ["a.hash", "a-b.txt", "notes-2.hash", "1-2"] {
+            fs::write(path(name), "mine").unwrap();
+        }
+        for index in 1..MAX_ENTRIES + 20 {
+            setup.cache.keep(&path(&format!("fe00-{index:x}.hash")), "line").unwrap();
         }
         let left = fs::read_dir(&setup.cache.folder).unwrap().count();
-        assert_eq!(left, MAX_ENTRIES);
-        assert!(setup.cache.folder.join(format!("{}.{ENDING}", MAX_ENTRIES + 19)).exists());
+        assert_eq!(left, MAX_ENTRIES + 4);
+        assert!(!path("0-0.hash").exists());
+        assert!(path(&format!("fe00-{:x}.hash", MAX_ENTRIES + 19)).exists());
     }
 }

@@ -118,21 +118,23 @@ impl GgufWriter {
         file
     }
 
-    /// The bytes of so many files, as `gguf-split` cuts one: each has some of the tensors, in order, and the first
-    /// has the metadata.
-    pub fn finish_parts(self, count: usize) -> Vec<Vec<u8>> {
+    /// The bytes of so many files, as `gguf-split` cuts one: the first has the metadata, and each some of the
+    /// tensors, in order; the first none where it is `bare`.
+    pub fn finish_parts(self, count: usize, bare: bool) -> Vec<Vec<u8>> {
         let Self { keys, num_keys, tensors } = self;
-        let num_tensors = tensors.len();
-        let part = |(number, tensors): (usize, &[Tensor])| {
+        let (num_tensors, without) = (tensors.len(), usize::from(bare));
+        let edge = |part: usize| part.saturating_sub(without) * num_tensors / (count - without);
+        let part = |number: usize| {
             let (keys, num_keys) =
                 if number == 0 { (keys.clone(), num_keys) } else { (Vec::new(), 0) };
-            Self { keys, num_keys, tensors: tensors.to_vec() }
+            let tensors = tensors[edge(number)..edge(number + 1)].to_vec();
+            Self { keys, num_keys, tensors }
                 .u16("split.no", number as u16)
                 .u16("split.count", count as u16)
                 .raw_key("split.tensors.count", kind::I32, &(num_tensors as i32).to_le_bytes())
                 .finish()
         };
-        tensors.chunks(num_tensors.div_ceil(count)).enumerate().map(part).collect()
+        (0..count).map(part).collect()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Packs quantized weights: from rows of GGML blocks to tiles (see [`Format`] for the layout).
 
-use oarlock_backend::quant::quantize;
+use oarlock_backend::quant::quantize_rows;
 use oarlock_backend::{BackendError, WeightKind, WeightView};
 
 use crate::buffer::{AlignedBuffer, SharedSlice};
@@ -41,6 +41,13 @@ impl QuantTile<'_> {
     }
 }
 
+/// Quants, scales and super scales of one tile.
+type Planes<'a> = (&'a mut [u8], &'a mut [u8], &'a mut [u8]);
+
+fn weight_error(view: &WeightView<'_>, reason: &dyn ToString) -> BackendError {
+    BackendError::Weight { name: view.name.to_owned(), reason: reason.to_string() }
+}
+
 /// Bytes per tile of the three planes.
 struct TileBytes {
     quants: usize,
@@ -66,9 +73,42 @@ impl QuantPart {
         isa: Isa,
         pool: &mut ThreadPool,
     ) -> Result<Self, BackendError> {
+        Self::pack_tiles(view, (format, view.first_column), pool, &|tile, _, planes| {
+            pack_tile(isa, format, view, tile, planes);
+        })
+    }
+
+    /// Packs a checked view of a kind that no kernel multiplies with as Q8_0, tile by tile: of a block's values, each
+    /// is about a 254th of the greatest off at most.
+    pub(crate) fn pack_as_q8_0(
+        view: &WeightView<'_>,
+        isa: Isa,
+        pool: &mut ThreadPool,
+    ) -> Result<Self, BackendError> {
+        const KIND: WeightKind = WeightKind::Q8_0;
+        quantize_rows(view, KIND, 0, &mut []).map_err(|error| weight_error(view, &error))?;
+        let row_bytes = view.columns / BLOCK * KIND.block_bytes();
+        Self::pack_tiles(view, (QuantFormat::Q8_0, 0), pool, &|tile, memory, planes| {
+            let first_row = tile * TILE;
+            let rows = TILE.min(view.rows - first_row);
+            memory.resize(rows * row_bytes, 0);
+            quantize_rows(view, KIND, first_row, memory).expect("checked above");
+            let rounded = WeightView::whole(view.name, KIND, rows, view.columns, memory);
+            pack_tile(isa, QuantFormat::Q8_0, &rounded, 0, planes);
+        })
+    }
+
+    /// A part for the rows and columns of `view`, whose first column's place in a super-block is that of
+    /// `first_column`. `write` gets a tile, memory of the thread, and the tile's planes.
+    fn pack_tiles(
+        view: &WeightView<'_>,
+        (format, first_column): (QuantFormat, usize),
+        pool: &mut ThreadPool,
+        write: &(dyn Fn(usize, &mut Vec<u8>, Planes<'_>) + Sync),
+    ) -> Result<Self, BackendError> {
         let blocks = view.columns / BLOCK;
         let tiles = view.rows.div_ceil(TILE);
-        let phase = view.first_column / BLOCK % SUPER;
+        let phase = first_column / BLOCK % SUPER;
         let bytes = TileBytes::of(format, blocks, phase);
         let len = tiles * (bytes.quants + bytes.scales + bytes.supers);
         let mut part = Self {
@@ -83,34 +123,22 @@ impl QuantPart {
         let [quants, scales, supers] = [quants, scales, supers].map(SharedSlice::new);
         let threads = pool.threads();
         pool.run(tiles, quarter_share(tiles, threads), &|_, taken| {
+            let mut memory = Vec::new();
             for tile in taken {
                 let range = |bytes: usize| tile * bytes..(tile + 1) * bytes;
                 // SAFETY: each tile is packed by one thread, and the buffers outlive the job.
-                let (quants, scales, supers) = unsafe {
+                let planes = unsafe {
                     (
                         quants.range(range(bytes.quants)),
                         scales.range(range(bytes.scales)),
                         supers.range(range(bytes.supers)),
                     )
                 };
-                pack_tile(isa, format, view, tile, (quants, scales, supers));
+                write(tile, &mut memory, planes);
             }
         })
-        .map_err(|reason| BackendError::Weight { name: view.name.to_owned(), reason })?;
+        .map_err(|reason| weight_error(view, &reason))?;
         Ok(part)
-    }
-
-    /// Packs a checked view of a kind that no kernel multiplies with as Q8_0: of a block's values, each is at most a
-    /// 254th of the greatest off.
-    pub(crate) fn pack_as_q8_0(
-        view: &WeightView<'_>,
-        isa: Isa,
-        pool: &mut ThreadPool,
-    ) -> Result<Self, BackendError> {
-        let rounded = quantize(view, WeightKind::Q8_0, pool.threads()).map_err(|error| {
-            BackendError::Weight { name: view.name.to_owned(), reason: error.to_string() }
-        })?;
-        Self::pack(&rounded.view(), QuantFormat::Q8_0, isa, pool)
     }
 
     /// How its quants are laid out.
@@ -148,7 +176,7 @@ multiversion! {
         format: QuantFormat,
         view: &WeightView<'_>,
         tile: usize,
-        planes: (&mut [u8], &mut [u8], &mut [u8]),
+        planes: Planes<'_>,
     );
 }
 
@@ -157,7 +185,7 @@ fn pack_tile_with<L: Lanes>(
     format: QuantFormat,
     view: &WeightView<'_>,
     tile: usize,
-    (quants, scales, supers): (&mut [u8], &mut [u8], &mut [u8]),
+    (quants, scales, supers): Planes<'_>,
 ) {
     with_format!(format, F => write_tile::<L, F>(view, tile, quants, scales, supers));
 }

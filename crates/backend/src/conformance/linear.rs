@@ -18,7 +18,7 @@ const KINDS: [WeightKind; 9] = [
 ];
 
 /// Of those that backends decode or round while they pack.
-const RARE: [WeightKind; 2] = [WeightKind::Q5_1, WeightKind::Q3K];
+const RARE: [WeightKind; 3] = [WeightKind::Q5_1, WeightKind::Q2K, WeightKind::Q3K];
 
 /// A stored matrix with random contents.
 struct Matrix {
@@ -101,6 +101,15 @@ pub(super) fn shapes<B: Backend>(make: Make<'_, B>, tolerances: &Tolerances) {
                 assert_near(&got, &want, tolerance(kind, tolerances), &what);
             }
         }
+    }
+    for kind in RARE {
+        let (outputs, columns, rows) = (33, 512, 17);
+        let split = InnerSplit { segments: 2 };
+        let parts = [Matrix::random(kind, outputs, columns, 1)];
+        let input = random_values(rows * columns, 2);
+        let got = run(&mut make(limits()), &parts, split, None, &input);
+        let want = run(&mut oracle(), &parts, split, None, &input);
+        assert_near(&got, &want, tolerance(kind, tolerances), &format!("{kind:?}"));
     }
     // Widths that are no multiple of any tile.
     for (columns, segments) in [(1, 1), (31, 1), (72, 8), (100, 4)] {

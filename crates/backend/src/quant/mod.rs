@@ -6,7 +6,7 @@ mod quantize;
 mod sub_block;
 
 pub use encode::{SplitMix, encode_row, random_row};
-pub use quantize::{QuantizeError, QuantizedWeight, quantize};
+pub use quantize::{QuantizeError, QuantizedWeight, quantize, quantize_rows};
 pub use sub_block::{SUB_BLOCK, SubBlock, sub_block};
 
 use half::{bf16, f16};

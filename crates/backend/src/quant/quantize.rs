@@ -1,4 +1,4 @@
-//! Rounds float weights to GGML's blocks of 32 while a model loads.
+//! Rounds weights, floats or other blocks, to GGML's blocks of 32 while a model loads.
 
 use std::sync::Mutex;
 
@@ -68,15 +68,7 @@ pub fn quantize(
     kind: WeightKind,
     threads: usize,
 ) -> Result<QuantizedWeight, QuantizeError> {
-    let round = match kind {
-        WeightKind::Q8_0 => round_q8_0,
-        WeightKind::Q4_0 => round_q4_0,
-        other => return Err(QuantizeError::Target(other)),
-    };
-    let Some(row_bytes) = kind.row_bytes(view.columns) else {
-        return Err(QuantizeError::PartialBlock(view.columns));
-    };
-    check_shape(view)?;
+    let (_, row_bytes) = check(view, kind)?;
     let mut data = vec![0; row_bytes * view.rows];
     if data.is_empty() {
         return Ok(owned(view, kind, data));
@@ -87,14 +79,7 @@ pub fn quantize(
     let work = || {
         let next = || pieces.lock().expect("nobody panics with the lock").next();
         while let Some((piece, out)) = next() {
-            for (row, out) in out.chunks_exact_mut(row_bytes).enumerate() {
-                let row = piece * rows_per_piece + row;
-                if view.kind.is_quantized() {
-                    round_sub_blocks(view, row, kind.block_bytes(), round, out);
-                } else {
-                    quantize_row(view, row, kind.block_bytes(), round, out);
-                }
-            }
+            quantize_rows(view, kind, piece * rows_per_piece, out).expect("checked above");
         }
     };
     std::thread::scope(|scope| {
@@ -104,6 +89,40 @@ pub fn quantize(
         work();
     });
     Ok(owned(view, kind, data))
+}
+
+/// As [`quantize`], of rows from `first_row` on, as many as `out` has room for.
+///
+/// # Panics
+/// If the view has not so many rows.
+pub fn quantize_rows(
+    view: &WeightView<'_>,
+    kind: WeightKind,
+    first_row: usize,
+    out: &mut [u8],
+) -> Result<(), QuantizeError> {
+    let (round, row_bytes) = check(view, kind)?;
+    for (row, out) in out.chunks_exact_mut(row_bytes).enumerate() {
+        if view.kind.is_quantized() {
+            round_sub_blocks(view, first_row + row, kind.block_bytes(), round, out);
+        } else {
+            quantize_row(view, first_row + row, kind.block_bytes(), round, out);
+        }
+    }
+    Ok(())
+}
+
+/// How blocks are rounded, and bytes of a row of the result.
+fn check(view: &WeightView<'_>, kind: WeightKind) -> Result<(Round, usize), QuantizeError> {
+    let round: Round = match kind {
+        WeightKind::Q8_0 => round_q8_0,
+        WeightKind::Q4_0 => round_q4_0,
+        other => return Err(QuantizeError::Target(other)),
+    };
+    let row_bytes =
+        kind.row_bytes(view.columns).ok_or(QuantizeError::PartialBlock(view.columns))?;
+    check_shape(view)?;
+    Ok((round, row_bytes))
 }
 
 fn owned(view: &WeightView<'_>, kind: WeightKind, data: Vec<u8>) -> QuantizedWeight {

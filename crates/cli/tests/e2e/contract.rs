@@ -266,16 +266,22 @@ impl Subject<'_> {
             }
             let answer = stream.finish();
             let preemptions = metric("num_preemptions") - before[0];
-            (preemptions >= 2.0).then_some(answer)
+            if preemptions >= 2.0 { Ok(answer) } else { Err(format!("{preemptions} preemptions")) }
         })
     }
 }
 
-/// What `disturb` gives when it came in time: a small model may give its answer while the test's own thread
-/// waits for a core.
-fn in_its_middle(mut disturb: impl FnMut() -> Option<Answer>) -> Answer {
-    let answer = (0..10).find_map(|_| disturb());
-    answer.expect("the answer ended ten times before it could be disturbed")
+/// The answer that `disturb` gives when it came in time, or else what happened: a small model may give its answer
+/// while the test's own thread waits for a core.
+fn in_its_middle(mut disturb: impl FnMut() -> Result<Answer, String>) -> Answer {
+    let mut late = Vec::new();
+    while late.len() < 10 {
+        match disturb() {
+            Ok(answer) => return answer,
+            Err(what) => late.push(what),
+        }
+    }
+    panic!("no answer was disturbed in its middle: {late:?}")
 }
 
 fn request_of(prompt: &[u64], max_tokens: u32) -> Value {
@@ -328,12 +334,14 @@ fn killed(server: &Server, request: &Value, index: usize) -> Answer {
         signal_all(server, Signal::STOP);
         if generated() - generated_before >= request["max_tokens"].as_f64().unwrap() {
             signal_all(server, Signal::CONT);
-            return None;
+            return Err("it had ended".to_owned());
         }
         send_signal(workers[index % workers.len()], Signal::KILL);
         let answer = stream.finish();
+        // The last token may have been on its way; then nobody waits for the others.
+        wait_until("the death is found", Duration::from_secs(20), || restarts() > restarts_before);
         assert_eq!(restarts() - restarts_before, 1.0, "one death is one restart");
-        Some(answer)
+        Ok(answer)
     })
 }
 

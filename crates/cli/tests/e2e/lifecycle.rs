@@ -1,9 +1,11 @@
 //! Death, memory, signals and start-up: tests that need a server of their own.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, UNIX_EPOCH};
 
 use oarlock_testkit::{
     Server, ServerOptions, Signal, TinyModel, binary, resident_bytes, send_signal, wait_until,
@@ -85,7 +87,12 @@ fn the_worker_stays_under_a_gibibyte_and_ends_with_its_engine() {
 fn hashes_of_weights_are_kept() {
     let Some((_turn, model)) = turn() else { return };
     let cache = tempfile::tempdir().unwrap();
-    let size = fs::metadata(&model).unwrap().len().to_string();
+    let info = fs::metadata(&model).unwrap();
+    let size = info.len().to_string();
+    // What was just fetched is too young for it.
+    let changed = UNIX_EPOCH + Duration::from_secs(info.ctime().try_into().unwrap());
+    let young = Duration::from_secs(65).saturating_sub(changed.elapsed().unwrap_or_default());
+    thread::sleep(young);
     let options = ServerOptions::new(model)
         .args(["--served-name", "demo", "--kv-cache-tokens", "512", "--cache"])
         .args([cache.path().to_str().unwrap()]);

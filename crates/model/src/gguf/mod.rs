@@ -12,8 +12,6 @@ mod parts;
 mod tests;
 mod value;
 
-#[cfg(test)]
-pub(crate) use header::{Header, parse};
 pub(crate) use keys::Keys;
 pub(crate) use parts::Model;
 pub(crate) use value::{Metadata, Value};

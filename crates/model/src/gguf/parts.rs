@@ -4,7 +4,7 @@
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
-use super::header::{Header, parse};
+use super::header::{Header, TensorTable, parse};
 use super::{Keys, Metadata};
 use crate::ModelError;
 use crate::mapping::{Mapping, map};
@@ -37,21 +37,22 @@ impl Model {
         let names = names(path, &model.metadata, parts)?;
         for (number, path) in names.into_iter().enumerate().skip(1) {
             let (header, mapping) = read(&path)?;
-            let is_said = [header.metadata.find_u32(NUMBER)?, header.metadata.find_u32(COUNT)?];
-            if is_said != [Some(number as u32), Some(parts)] {
+            let says = |key, value| matches!(header.metadata.find_u32(key), Ok(Some(said)) if said == value);
+            if !says(NUMBER, number as u32) || !says(COUNT, parts) {
                 let reason = format!("it does not say that it is part {} of {parts}", number + 1);
                 return Err(ModelError::Format { path, reason });
             }
             model.add(header.tensors, &path, number)?;
             files.push((path, mapping));
         }
-        let (found, expected) = (model.tensors.len(), model.metadata.find_u32(TENSORS)?);
-        if expected.is_some_and(|expected| expected as usize != found) {
-            let expected = expected.unwrap_or_default();
-            let reason = format!("{expected}, but the {parts} files have {found} tensors");
-            return Err(ModelError::metadata(TENSORS, reason));
+        let found = model.tensors.len();
+        match model.metadata.find_u32(TENSORS)? {
+            Some(expected) if expected as usize != found => {
+                let reason = format!("{expected}, but the {parts} files have {found} tensors");
+                Err(ModelError::metadata(TENSORS, reason))
+            }
+            _ => Ok((model, files)),
         }
-        Ok((model, files))
     }
 
     /// The model whose only file these bytes are.
@@ -59,6 +60,12 @@ impl Model {
         let path = PathBuf::from("(in memory)");
         let header =
             parse(bytes).map_err(|reason| ModelError::Format { path: path.clone(), reason })?;
+        if header.metadata.find_u32(COUNT)?.is_some_and(|parts| parts > 1) {
+            return Err(ModelError::metadata(
+                COUNT,
+                "one of several files, which is no model alone",
+            ));
+        }
         let mut model = Self { metadata: header.metadata, tensors: Tensors::new() };
         model.add(header.tensors, &path, 0)?;
         Ok(model)
@@ -69,12 +76,7 @@ impl Model {
         Keys::new(self, files)
     }
 
-    fn add(
-        &mut self,
-        tensors: super::header::TensorTable,
-        path: &Path,
-        file: usize,
-    ) -> Result<(), ModelError> {
+    fn add(&mut self, tensors: TensorTable, path: &Path, file: usize) -> Result<(), ModelError> {
         for (name, info) in tensors {
             match self.tensors.entry(name) {
                 Entry::Vacant(place) => {

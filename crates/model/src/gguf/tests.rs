@@ -4,7 +4,8 @@
 use oarlock_testkit::GgufWriter as Writer;
 use proptest::prelude::*;
 
-use super::{Header, Value, parse};
+use super::Value;
+use super::header::{Header, parse};
 
 fn sample() -> Vec<u8> {
     Writer::default()

@@ -18,9 +18,9 @@ fn name(part: usize) -> String {
     format!("model-{part:05}-of-{PARTS:05}.gguf")
 }
 
-/// The parts of a model in a folder; the path of the first.
-fn write(folder: &Path, file: GgufWriter) -> PathBuf {
-    for (index, bytes) in file.finish_parts(PARTS).into_iter().enumerate() {
+/// The parts of a model in a folder; the path of the first, which has tensors unless it is `bare`.
+fn write(folder: &Path, file: GgufWriter, bare: bool) -> PathBuf {
+    for (index, bytes) in file.finish_parts(PARTS, bare).into_iter().enumerate() {
         fs::write(folder.join(name(index + 1)), bytes).unwrap();
     }
     folder.join(name(1))
@@ -31,25 +31,28 @@ fn parts_are_the_whole() {
     let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole.gguf");
     fs::write(&whole, llama_with_factors().finish()).unwrap();
-    let first = write(folder.path(), llama_with_factors());
-    let [whole, parts] = [whole, first].map(|path| Checkpoint::open(&path).unwrap());
-    let bytes = |checkpoint: &Checkpoint| checkpoint.shard_bytes(Shard::WHOLE);
-    assert_eq!(bytes(&parts), bytes(&whole));
-    let summary = parts.summary(&|kind| kind, 2).unwrap();
-    assert_eq!((summary.files, summary.format), (PARTS, "gguf"));
-    assert_eq!(parts.card().unwrap(), whole.card().unwrap());
+    let whole = Checkpoint::open(&whole).unwrap();
     let tokens: Vec<_> = (0..40).map(|at| TokenId(3 + at * 29 % 300)).collect();
     let scores = |checkpoint: &Checkpoint| {
         let mut model = Model::load(checkpoint, OracleBackend::new(LIMITS), NUM_BLOCKS);
         model.score(&tokens[..39], 0, &tokens[1..], LIMITS.max_tokens)
     };
-    assert_eq!(scores(&parts), scores(&whole));
+    for bare in [false, true] {
+        let first = write(folder.path(), llama_with_factors(), bare);
+        let parts = Checkpoint::open(&first).unwrap();
+        let bytes = |checkpoint: &Checkpoint| checkpoint.shard_bytes(Shard::WHOLE);
+        assert_eq!(bytes(&parts), bytes(&whole));
+        let summary = parts.summary(&|kind| kind, 2).unwrap();
+        assert_eq!((summary.files, summary.format), (PARTS, "gguf"));
+        assert_eq!(parts.card().unwrap(), whole.card().unwrap());
+        assert_eq!(scores(&parts), scores(&whole), "bare: {bare}");
+    }
 }
 
 #[test]
 fn every_file_counts_for_the_hash() {
     let folder = tempfile::tempdir().unwrap();
-    let first = write(folder.path(), llama_with_factors());
+    let first = write(folder.path(), llama_with_factors(), false);
     let hash =
         || Checkpoint::open(&first).unwrap().hash(None, &AtomicBool::new(false), &|| ()).unwrap();
     let before = hash();
@@ -76,7 +79,7 @@ fn what_is_wrong_is_said() {
     };
     let place = || {
         let folder = tempfile::tempdir().unwrap();
-        let first = write(folder.path(), llama_with_factors());
+        let first = write(folder.path(), llama_with_factors(), false);
         let [_, second, third] = [1, 2, 3].map(|part| folder.path().join(name(part)));
         (folder, first, second, third)
     };
@@ -102,6 +105,16 @@ fn what_is_wrong_is_said() {
         .finish();
     fs::write(&third, twice).unwrap();
     refused(&first, &["tensor output.weight", "in two files", "model-00003-of-00003.gguf"]);
+    for (number, count) in [(-1, 3), (2, -3), (3, 3), (2, 4)] {
+        let (_folder, first, _, third) = place();
+        let value = |number: i32| number.to_le_bytes();
+        let odd = GgufWriter::default()
+            .raw_key("split.no", 5, &value(number))
+            .raw_key("split.count", 5, &value(count))
+            .finish();
+        fs::write(&third, odd).unwrap();
+        refused(&first, &["model-00003-of-00003.gguf", "does not say that it is part 3 of 3"]);
+    }
     // Truncated, and claims without end.
     let (_folder, first, second, _) = place();
     let bytes = fs::read(&second).unwrap();
