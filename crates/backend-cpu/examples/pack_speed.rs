@@ -40,6 +40,10 @@ fn main() {
         WeightKind::Q4K,
         WeightKind::Q5K,
         WeightKind::Q6K,
+        WeightKind::Q5_1,
+        WeightKind::Q2K,
+        WeightKind::Q3K,
+        WeightKind::Iq4Xs,
     ] {
         if !wanted.is_empty() && !wanted.contains(&format!("{kind:?}")) {
             continue;
