@@ -92,7 +92,7 @@ impl QuantPart {
             let first_row = tile * TILE;
             let rows = TILE.min(view.rows - first_row);
             memory.resize(rows * row_bytes, 0);
-            quantize_rows(view, KIND, first_row, memory).expect("checked above");
+            round_rows(isa, view, first_row, memory);
             let rounded = WeightView::whole(view.name, KIND, rows, view.columns, memory);
             pack_tile(isa, QuantFormat::Q8_0, &rounded, 0, planes);
         })
@@ -168,6 +168,16 @@ impl QuantPart {
     pub(crate) fn bytes(&self) -> u64 {
         self.planes.bytes()
     }
+}
+
+multiversion! {
+    /// Rounds rows of a checked view to Q8_0.
+    fn round_rows = round_rows_with(view: &WeightView<'_>, first_row: usize, out: &mut [u8]);
+}
+
+#[inline(always)]
+fn round_rows_with<L: Lanes>(view: &WeightView<'_>, first_row: usize, out: &mut [u8]) {
+    quantize_rows(view, WeightKind::Q8_0, first_row, out).expect("a checked view");
 }
 
 multiversion! {

@@ -1,6 +1,11 @@
 //! The stored kinds of weights: GGML's block layouts (as `ggml-common.h` and `ggml-quants.c` define
 //! them), decoded to float32 or, for packers, to sub-blocks of 32 quants.
 
+#![expect(
+    clippy::inline_always,
+    reason = "packers decode and round blocks in functions that are compiled for newer instructions"
+)]
+
 mod encode;
 mod quantize;
 mod sub_block;
@@ -68,15 +73,22 @@ pub fn dequantize_row(kind: WeightKind, bytes: &[u8], out: &mut [f32]) -> Result
     Ok(())
 }
 
+/// Values with a scale and a minimum of their own.
+const HALF: usize = SUB_BLOCK / 2;
+
 /// `d * scale * (q - offset) - dmin * minimum`, in halves.
+#[inline(always)]
 fn dequantize_sub_block(kind: WeightKind, block: &SubBlock, out: &mut [f32]) {
     let d = f16::from_bits(block.scale).to_f32();
     let dmin = f16::from_bits(block.minimum_scale).to_f32();
     let offset = i16::from(kind.quant_offset());
-    for (i, (value, &quant)) in out.iter_mut().zip(&block.quants).enumerate() {
-        let scale = d * f32::from(block.sub_scales[i / 16]);
-        let minimum = dmin * f32::from(block.minimums[i / 16]);
-        *value = scale * f32::from(i16::from(quant) - offset) - minimum;
+    let halves = out.chunks_exact_mut(HALF).zip(block.quants.chunks_exact(HALF));
+    for (half, (values, quants)) in halves.enumerate() {
+        let scale = d * f32::from(block.sub_scales[half]);
+        let minimum = dmin * f32::from(block.minimums[half]);
+        for (value, &quant) in values.iter_mut().zip(quants) {
+            *value = scale * f32::from(i16::from(quant) - offset) - minimum;
+        }
     }
 }
 

@@ -68,7 +68,7 @@ pub fn quantize(
     kind: WeightKind,
     threads: usize,
 ) -> Result<QuantizedWeight, QuantizeError> {
-    let (_, row_bytes) = check(view, kind)?;
+    let row_bytes = check(view, kind)?;
     let mut data = vec![0; row_bytes * view.rows];
     if data.is_empty() {
         return Ok(owned(view, kind, data));
@@ -91,38 +91,36 @@ pub fn quantize(
     Ok(owned(view, kind, data))
 }
 
-/// As [`quantize`], of rows from `first_row` on, as many as `out` has room for.
+/// As [`quantize`], of rows from `first_row` on, as many as `out` has room for. Inlined, so that it is compiled for
+/// the instructions that its caller is compiled for; they change no bit.
 ///
 /// # Panics
 /// If the view has not so many rows.
+#[inline(always)]
 pub fn quantize_rows(
     view: &WeightView<'_>,
     kind: WeightKind,
     first_row: usize,
     out: &mut [u8],
 ) -> Result<(), QuantizeError> {
-    let (round, row_bytes) = check(view, kind)?;
+    let row_bytes = check(view, kind)?;
     for (row, out) in out.chunks_exact_mut(row_bytes).enumerate() {
-        if view.kind.is_quantized() {
-            round_sub_blocks(view, first_row + row, kind.block_bytes(), round, out);
+        if kind == WeightKind::Q8_0 {
+            quantize_row::<Q8_0, 34>(view, first_row + row, out);
         } else {
-            quantize_row(view, first_row + row, kind.block_bytes(), round, out);
+            quantize_row::<Q4_0, 18>(view, first_row + row, out);
         }
     }
     Ok(())
 }
 
-/// How blocks are rounded, and bytes of a row of the result.
-fn check(view: &WeightView<'_>, kind: WeightKind) -> Result<(Round, usize), QuantizeError> {
-    let round: Round = match kind {
-        WeightKind::Q8_0 => round_q8_0,
-        WeightKind::Q4_0 => round_q4_0,
-        other => return Err(QuantizeError::Target(other)),
-    };
-    let row_bytes =
-        kind.row_bytes(view.columns).ok_or(QuantizeError::PartialBlock(view.columns))?;
+/// Bytes of a row of the result.
+fn check(view: &WeightView<'_>, kind: WeightKind) -> Result<usize, QuantizeError> {
+    if !matches!(kind, WeightKind::Q8_0 | WeightKind::Q4_0) {
+        return Err(QuantizeError::Target(kind));
+    }
     check_shape(view)?;
-    Ok((round, row_bytes))
+    kind.row_bytes(view.columns).ok_or(QuantizeError::PartialBlock(view.columns))
 }
 
 fn owned(view: &WeightView<'_>, kind: WeightKind, data: Vec<u8>) -> QuantizedWeight {
@@ -142,45 +140,43 @@ fn check_shape(view: &WeightView<'_>) -> Result<(), QuantizeError> {
     }
 }
 
-/// One block of floats to `out`, one block of the kind.
-type Round = fn(&[f32; SUB_BLOCK], &mut [u8]);
-
-fn quantize_row(
-    view: &WeightView<'_>,
-    row: usize,
-    block_bytes: usize,
-    round: Round,
-    out: &mut [u8],
-) {
-    let value_bytes = view.kind.block_bytes();
-    let first = (row * view.stored_columns + view.first_column) * value_bytes;
-    let stored =
-        view.data[first..][..view.columns * value_bytes].chunks_exact(SUB_BLOCK * value_bytes);
-    let mut values = [0.0; SUB_BLOCK];
-    for (stored, out) in stored.zip(out.chunks_exact_mut(block_bytes)) {
-        read_floats(view.kind, stored, &mut values);
-        round(&values, out);
-    }
+/// How a block of floats becomes one of `BYTES`. A trait, since closures are not compiled for their caller's
+/// instructions.
+trait Round<const BYTES: usize> {
+    fn round(values: &[f32; SUB_BLOCK], out: &mut [u8; BYTES]);
 }
 
-/// As [`quantize_row`], of a row of blocks.
-fn round_sub_blocks(
+struct Q8_0;
+struct Q4_0;
+
+#[inline(always)]
+fn quantize_row<R: Round<BYTES>, const BYTES: usize>(
     view: &WeightView<'_>,
     row: usize,
-    block_bytes: usize,
-    round: Round,
     out: &mut [u8],
 ) {
     let row_bytes = view.row_bytes();
     let stored = &view.data[row * row_bytes..][..row_bytes];
-    let first = view.first_column / SUB_BLOCK;
+    let out = out.as_chunks_mut().0.iter_mut();
     let mut values = [0.0; SUB_BLOCK];
-    for (index, out) in out.chunks_exact_mut(block_bytes).enumerate() {
-        dequantize_sub_block(view.kind, &sub_block(view.kind, stored, first + index), &mut values);
-        round(&values, out);
+    if view.kind.is_quantized() {
+        let first = view.first_column / SUB_BLOCK;
+        for (index, out) in out.enumerate() {
+            let block = sub_block(view.kind, stored, first + index);
+            dequantize_sub_block(view.kind, &block, &mut values);
+            R::round(&values, out);
+        }
+        return;
+    }
+    let value_bytes = view.kind.block_bytes();
+    let stored = stored[view.first_column * value_bytes..].chunks_exact(SUB_BLOCK * value_bytes);
+    for (stored, out) in stored.zip(out) {
+        read_floats(view.kind, stored, &mut values);
+        R::round(&values, out);
     }
 }
 
+#[inline(always)]
 fn read_floats(kind: WeightKind, stored: &[u8], out: &mut [f32; SUB_BLOCK]) {
     match kind {
         WeightKind::F32 => {
@@ -205,6 +201,7 @@ fn read_floats(kind: WeightKind, stored: &[u8], out: &mut [f32; SUB_BLOCK]) {
 }
 
 /// The greatest magnitude of a block; `None` if some value is not finite.
+#[inline(always)]
 fn greatest_magnitude(values: &[f32; SUB_BLOCK]) -> Option<f32> {
     // As integers, magnitudes have the order of the numbers, and those that are not finite come last.
     let greatest =
@@ -215,6 +212,7 @@ fn greatest_magnitude(values: &[f32; SUB_BLOCK]) -> Option<f32> {
 
 /// The scale of a block whose values are up to `steps` scales large, not less than makes `steps` and a half
 /// enough for them; `None` if there is no such f16.
+#[inline(always)]
 fn scale(greatest: f32, steps: f32) -> Option<f16> {
     let nearest = f16::from_f32(greatest / steps);
     let is_enough = greatest <= nearest.to_f32() * (steps + 0.5);
@@ -222,46 +220,57 @@ fn scale(greatest: f32, steps: f32) -> Option<f16> {
     scale.is_finite().then_some(scale)
 }
 
+#[inline(always)]
 fn reciprocal(scale: f16) -> f32 {
     if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() }
 }
 
 /// `d`, then 32 signed bytes.
-fn round_q8_0(values: &[f32; SUB_BLOCK], out: &mut [u8]) {
-    /// Adding this leaves an integer, the nearest even one, in a float's low bits: 1.5 * 2^23.
-    const ROUND: f32 = 12_582_912.0;
-    let (d, quants) = out.split_at_mut(2);
-    let Some(scale) = greatest_magnitude(values).and_then(|greatest| scale(greatest, 127.0)) else {
-        d.copy_from_slice(&f16::NAN.to_le_bytes());
-        return;
-    };
-    d.copy_from_slice(&scale.to_le_bytes());
-    let inverse = reciprocal(scale);
-    for (quant, value) in quants.iter_mut().zip(values) {
-        // A scale that was rounded down may want up to 127.5.
-        let scaled = (value * inverse).clamp(-127.0, 127.0);
-        *quant = (scaled + ROUND).to_bits() as u8;
+impl Round<34> for Q8_0 {
+    #[inline(always)]
+    fn round(values: &[f32; SUB_BLOCK], out: &mut [u8; 34]) {
+        /// Adding this leaves an integer, the nearest even one, in a float's low bits: 1.5 * 2^23.
+        const ROUND: f32 = 12_582_912.0;
+        let (d, quants) = out.split_at_mut(2);
+        let Some(scale) = greatest_magnitude(values).and_then(|greatest| scale(greatest, 127.0))
+        else {
+            d.copy_from_slice(&f16::NAN.to_le_bytes());
+            quants.fill(0);
+            return;
+        };
+        d.copy_from_slice(&scale.to_le_bytes());
+        let inverse = reciprocal(scale);
+        for (quant, value) in quants.iter_mut().zip(values) {
+            // A scale that was rounded down may want up to 127.5.
+            let scaled = (value * inverse).clamp(-127.0, 127.0);
+            *quant = (scaled + ROUND).to_bits() as u8;
+        }
     }
 }
 
 /// `d`, then 16 bytes: value j low, value j + 16 high, each plus 8.
-fn round_q4_0(values: &[f32; SUB_BLOCK], out: &mut [u8]) {
-    let (d, quants) = out.split_at_mut(2);
-    let greatest = greatest_magnitude(values);
-    let Some((greatest, scale)) = greatest.and_then(|most| Some((most, scale(most, 8.0)?))) else {
-        d.copy_from_slice(&f16::NAN.to_le_bytes());
-        return;
-    };
-    // The extreme is to be -8 scales.
-    let extreme = values.iter().find(|value| value.abs() == greatest);
-    let is_negative = extreme.is_some_and(|value| value.is_sign_negative());
-    let scale = if is_negative { scale } else { -scale };
-    d.copy_from_slice(&scale.to_le_bytes());
-    let inverse = reciprocal(scale);
-    let (low, high) = values.split_at(SUB_BLOCK / 2);
-    let quant = |value: f32| (value * inverse + 8.5).clamp(0.0, 15.0) as u8;
-    for ((out, low), high) in quants.iter_mut().zip(low).zip(high) {
-        *out = quant(*low) | quant(*high) << 4;
+impl Round<18> for Q4_0 {
+    #[inline(always)]
+    fn round(values: &[f32; SUB_BLOCK], out: &mut [u8; 18]) {
+        let (d, quants) = out.split_at_mut(2);
+        let greatest = greatest_magnitude(values);
+        let Some((greatest, scale)) = greatest.and_then(|most| Some((most, scale(most, 8.0)?)))
+        else {
+            d.copy_from_slice(&f16::NAN.to_le_bytes());
+            quants.fill(0);
+            return;
+        };
+        // The extreme is to be -8 scales.
+        let extreme = values.iter().find(|value| value.abs() == greatest);
+        let is_negative = extreme.is_some_and(|value| value.is_sign_negative());
+        let scale = if is_negative { scale } else { -scale };
+        d.copy_from_slice(&scale.to_le_bytes());
+        let inverse = reciprocal(scale);
+        let (low, high) = values.split_at(SUB_BLOCK / 2);
+        let quant = |value: f32| (value * inverse + 8.5).clamp(0.0, 15.0) as u8;
+        for ((out, low), high) in quants.iter_mut().zip(low).zip(high) {
+            *out = quant(*low) | quant(*high) << 4;
+        }
     }
 }
 

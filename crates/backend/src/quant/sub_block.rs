@@ -48,7 +48,7 @@ impl WeightKind {
 ///
 /// # Panics
 /// If the row is shorter, or the kind is not quantized.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn sub_block(kind: WeightKind, row: &[u8], index: usize) -> SubBlock {
     let per_block = kind.block_values() / SUB_BLOCK;
@@ -74,16 +74,19 @@ pub fn sub_block(kind: WeightKind, row: &[u8], index: usize) -> SubBlock {
     }
 }
 
+#[inline(always)]
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
 /// A block with one scale and no minimum.
+#[inline(always)]
 fn plain(scale: u16, quants: [u8; SUB_BLOCK]) -> SubBlock {
     SubBlock { quants, sub_scales: [1, 1], minimums: [0, 0], scale, minimum_scale: 0 }
 }
 
 /// 16 bytes to 32 nibbles: low ones first.
+#[inline(always)]
 fn nibbles(bytes: &[u8]) -> [u8; SUB_BLOCK] {
     let mut quants = [0; SUB_BLOCK];
     let (low, high) = quants.split_at_mut(16);
@@ -95,11 +98,13 @@ fn nibbles(bytes: &[u8]) -> [u8; SUB_BLOCK] {
 }
 
 /// d, qs[16].
+#[inline(always)]
 fn q4_0(block: &[u8]) -> SubBlock {
     plain(u16_at(block, 0), nibbles(&block[2..18]))
 }
 
 /// A block with one scale, and one minimum that is added.
+#[inline(always)]
 fn with_minimum(block: &[u8], quants: [u8; SUB_BLOCK]) -> SubBlock {
     const SIGN: u16 = 0x8000;
     let minimum_scale = u16_at(block, 2) ^ SIGN;
@@ -107,11 +112,13 @@ fn with_minimum(block: &[u8], quants: [u8; SUB_BLOCK]) -> SubBlock {
 }
 
 /// d, m, qs[16].
+#[inline(always)]
 fn q4_1(block: &[u8]) -> SubBlock {
     with_minimum(block, nibbles(&block[4..20]))
 }
 
 /// qh (32 bits), qs[16].
+#[inline(always)]
 fn five_bits(bytes: &[u8]) -> [u8; SUB_BLOCK] {
     let high = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     let mut quants = nibbles(&bytes[4..20]);
@@ -122,16 +129,19 @@ fn five_bits(bytes: &[u8]) -> [u8; SUB_BLOCK] {
 }
 
 /// d, qh, qs.
+#[inline(always)]
 fn q5_0(block: &[u8]) -> SubBlock {
     plain(u16_at(block, 0), five_bits(&block[2..22]))
 }
 
 /// d, m, qh, qs.
+#[inline(always)]
 fn q5_1(block: &[u8]) -> SubBlock {
     with_minimum(block, five_bits(&block[4..24]))
 }
 
 /// d, qs[32] signed; made unsigned by adding 128.
+#[inline(always)]
 fn q8_0(block: &[u8]) -> SubBlock {
     let mut quants = [0; SUB_BLOCK];
     for (quant, byte) in quants.iter_mut().zip(&block[2..34]) {
@@ -141,6 +151,7 @@ fn q8_0(block: &[u8]) -> SubBlock {
 }
 
 /// 2 bits of each of 32 values: each half of 128 values has 32 bytes, each quarter of it two of their bits.
+#[inline(always)]
 fn two_bits(bytes: &[u8], sub: usize) -> [u8; SUB_BLOCK] {
     let mut quants = [0; SUB_BLOCK];
     for (quant, byte) in quants.iter_mut().zip(&bytes[sub / 4 * 32..][..32]) {
@@ -150,6 +161,7 @@ fn two_bits(bytes: &[u8], sub: usize) -> [u8; SUB_BLOCK] {
 }
 
 /// scales[16] (low nibbles, minimums in the high ones), qs[64], d, dmin.
+#[inline(always)]
 fn q2_k(block: &[u8], sub: usize) -> SubBlock {
     let scales = [block[2 * sub], block[2 * sub + 1]];
     SubBlock {
@@ -163,6 +175,7 @@ fn q2_k(block: &[u8], sub: usize) -> SubBlock {
 
 /// hmask[32], qs[64], scales[12], d; bit `sub` of hmask[i] is bit 2 of value i. Of the 16 scales, less 32 each,
 /// the first 8 bytes have the low nibbles and the last 4 the high two bits.
+#[inline(always)]
 fn q3_k(block: &[u8], sub: usize) -> SubBlock {
     let mut quants = two_bits(&block[32..96], sub);
     for (quant, byte) in quants.iter_mut().zip(&block[..32]) {
@@ -181,6 +194,7 @@ fn q3_k(block: &[u8], sub: usize) -> SubBlock {
 }
 
 /// 6-bit scale and minimum of a sub-block out of 12 bytes (`get_scale_min_k4`).
+#[inline(always)]
 fn scale_and_minimum(scales: &[u8], sub: usize) -> (u8, u8) {
     if sub < 4 {
         (scales[sub] & 63, scales[sub + 4] & 63)
@@ -194,6 +208,7 @@ fn scale_and_minimum(scales: &[u8], sub: usize) -> (u8, u8) {
 }
 
 /// 32 bytes per 64 values: low nibbles are the first 32 values.
+#[inline(always)]
 fn k_nibbles(bytes: &[u8], sub: usize) -> [u8; SUB_BLOCK] {
     let shift = sub % 2 * 4;
     let mut quants = [0; SUB_BLOCK];
@@ -204,6 +219,7 @@ fn k_nibbles(bytes: &[u8], sub: usize) -> [u8; SUB_BLOCK] {
 }
 
 /// d, dmin, scales[12], qs[128].
+#[inline(always)]
 fn q4_k(block: &[u8], sub: usize) -> SubBlock {
     let (scale, minimum) = scale_and_minimum(&block[4..16], sub);
     SubBlock {
@@ -216,6 +232,7 @@ fn q4_k(block: &[u8], sub: usize) -> SubBlock {
 }
 
 /// d, dmin, scales[12], qh[32], qs[128]; bit `sub` of qh[i] is bit 4 of value i.
+#[inline(always)]
 fn q5_k(block: &[u8], sub: usize) -> SubBlock {
     let (scale, minimum) = scale_and_minimum(&block[4..16], sub);
     let mut quants = k_nibbles(&block[48..176], sub);
@@ -232,6 +249,7 @@ fn q5_k(block: &[u8], sub: usize) -> SubBlock {
 }
 
 /// ql[128], qh[64], scales[16] signed, d. Each half of 128 values has 64 bytes of ql and 32 of qh.
+#[inline(always)]
 fn q6_k(block: &[u8], sub: usize) -> SubBlock {
     let (half, quarter) = (sub / 4, sub % 4);
     let low = &block[half * 64 + quarter % 2 * 32..][..32];
@@ -255,16 +273,19 @@ fn q6_k(block: &[u8], sub: usize) -> SubBlock {
 const UNEVEN: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// The steps that 16 bytes of nibbles choose, made unsigned by adding 128.
+#[inline(always)]
 fn uneven(bytes: &[u8]) -> [u8; SUB_BLOCK] {
     nibbles(bytes).map(|nibble| UNEVEN[usize::from(nibble)].cast_unsigned() ^ 0x80)
 }
 
 /// d, qs[16].
+#[inline(always)]
 fn iq4_nl(block: &[u8]) -> SubBlock {
     plain(u16_at(block, 0), uneven(&block[2..18]))
 }
 
 /// d, the high two bits of 8 scales, the low nibbles of them, qs[128]; scales are less 32 each.
+#[inline(always)]
 fn iq4_xs(block: &[u8], sub: usize) -> SubBlock {
     let low = block[4 + sub / 2] >> (sub % 2 * 4) & 15;
     let high = (u16_at(block, 2) >> (2 * sub)) as u8 & 3;
