@@ -37,8 +37,8 @@ impl Model {
         let names = names(path, &model.metadata, parts)?;
         for (number, path) in names.into_iter().enumerate().skip(1) {
             let (header, mapping) = read(&path)?;
-            let says = |key, value| matches!(header.metadata.find_u32(key), Ok(Some(said)) if said == value);
-            if !says(NUMBER, number as u32) || !says(COUNT, parts) {
+            let said = [NUMBER, COUNT].map(|key| header.metadata.find_u32(key).ok().flatten());
+            if said != [Some(number as u32), Some(parts)] {
                 let reason = format!("it does not say that it is part {} of {parts}", number + 1);
                 return Err(ModelError::Format { path, reason });
             }
