@@ -22,7 +22,8 @@ use crate::request_limits::RequestLimitArguments;
                   -H 'content-type: application/json' \\\n    -d '{\"model\": \"demo\", \"messages\": \
                   [{\"role\": \"user\", \"content\": \"What is a mutex?\"}]}'\n\n\
                   Environment:\n  OARLOCK_LOG    what is logged: error, warn, info (default), debug, \
-                  or per module, e.g. info,oarlock_engine=debug\n  OARLOCK_CACHE  where fetched models and hashes of weights are kept\n  \
+                  or per module, e.g. info,oarlock_engine=debug\n  OARLOCK_CACHE  where fetched models \
+                  and hashes of weights are kept\n  \
                   OARLOCK_KEYS   the keys file\n  OPENAI_API_KEY  the key that `oarlock bench` sends"
 )]
 pub(crate) struct Arguments {

@@ -170,6 +170,15 @@ impl Default for TinyModel {
 }
 
 impl TinyModel {
+    /// Writes the model in so many files into a folder: `tiny-00001-of-00003.gguf`.
+    pub fn write_parts(self, folder: &Path, count: usize) -> io::Result<()> {
+        for (index, bytes) in tiny_model(self).finish_parts(count, false).iter().enumerate() {
+            let name = format!("tiny-{:05}-of-{count:05}.gguf", index + 1);
+            std::fs::write(folder.join(name), bytes)?;
+        }
+        Ok(())
+    }
+
     /// Writes the model's file.
     pub fn write(self, path: &Path) -> io::Result<()> {
         std::fs::write(path, tiny_model(self).finish())

@@ -16,7 +16,7 @@ pub(crate) use format::{Format, Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0, QuantFormat, wi
 pub(crate) use quantized::{QuantPart, QuantTile};
 
 use oarlock_backend::oracle::check_parts;
-use oarlock_backend::{BackendError, InnerSplit, WeightView};
+use oarlock_backend::{BackendError, InnerSplit, WeightKind, WeightView};
 
 use crate::dtype::Dtype;
 use crate::isa::Isa;
@@ -74,15 +74,15 @@ impl CpuWeight {
         let mut packed = Vec::with_capacity(parts.len());
         let mut outputs = 0;
         for part in parts {
-            let values = match (dtype, QuantFormat::of(part.kind)) {
-                (Dtype::Float32, _) => PartValues::F32(F32Part::pack(part, isa, pool)?),
-                (Dtype::Auto, Some(format)) => {
+            let values = match (dtype.packed_kind(part.kind), QuantFormat::of(part.kind)) {
+                (WeightKind::F32, _) => PartValues::F32(F32Part::pack(part, isa, pool)?),
+                (WeightKind::Bf16, _) => {
+                    PartValues::Bf16(Bf16Part::pack(part, split.segments, isa, pool)?)
+                }
+                (_, Some(format)) => {
                     PartValues::Quantized(QuantPart::pack(part, format, isa, pool)?)
                 }
-                (Dtype::Auto, None) if part.kind.is_quantized() => {
-                    PartValues::Quantized(QuantPart::pack_as_q8_0(part, isa, pool)?)
-                }
-                _ => PartValues::Bf16(Bf16Part::pack(part, split.segments, isa, pool)?),
+                (_, None) => PartValues::Quantized(QuantPart::pack_as_q8_0(part, isa, pool)?),
             };
             packed.push(PackedPart { first_output: outputs, outputs: part.rows, values });
             outputs += part.rows;

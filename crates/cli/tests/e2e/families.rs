@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use oarlock_testkit::{Server, ServerOptions, TINY_MODELS, fixture, fixture_json};
+use oarlock_testkit::{Server, ServerOptions, TINY_MODELS, TinyModel, fixture, fixture_json};
 use serde_json::{Value, json};
 
 use crate::alone;
@@ -152,6 +152,27 @@ fn every_family_agrees_with_its_reference_on_the_cpu() {
 
 /// Relatives whose references have angles as people run models: `stored` is for references of models that were
 /// cast as a whole.
+/// A model in several files answers as the same one in a single file, and has its name.
+#[test]
+fn files_of_several_parts_are_one_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("tiny.gguf");
+    TinyModel::default().write(&whole).unwrap();
+    TinyModel::default().write_parts(folder.path(), 3).unwrap();
+    let answer = |path: &Path| {
+        let server = Server::start(&ServerOptions::new(path)).unwrap();
+        assert_eq!(server.get("/v1/models").ok_json()["data"][0]["id"], "tiny");
+        let request = json!({
+            "model": "tiny", "prompt": "Once upon", "max_tokens": 12, "temperature": 0, "logprobs": 3,
+        });
+        server.post("/v1/completions", &request).ok_json()["choices"].clone()
+    };
+    assert_eq!(answer(&folder.path().join("tiny-00001-of-00003.gguf")), answer(&whole));
+    let second = folder.path().join("tiny-00002-of-00003.gguf");
+    let error = Server::start(&ServerOptions::new(second)).err().unwrap().to_string();
+    assert!(error.contains("open the first one, tiny-00001-of-00003.gguf"), "{error}");
+}
+
 #[test]
 fn buffers_are_rounded_where_it_is_asked_for() {
     let _turn = alone();
