@@ -154,26 +154,15 @@ impl Core {
         }
     }
 
-    /// Delivers events and sends the next plan, if there is anything to do.
+    /// Sends the next plans, if there is anything to do, and tells what happened. The workers come
+    /// first: they must not wait for the owners of a full batch.
     fn advance(&mut self, running: &mut Running, group: &mut Group) -> Result<(), WorkerError> {
         self.take_waiting(running);
-        running.deliver();
         while running.next_plan(self.shared.now()) {
             group.send(&running.plan)?;
         }
-        running.deliver();
-        self.publish(running);
+        running.tell(&self.shared.status);
         Ok(())
-    }
-
-    fn publish(&self, running: &Running) {
-        let mut stats = running.scheduler.stats();
-        self.shared.status.send_modify(|status| {
-            stats.worker_restarts = status.stats.worker_restarts;
-            status.stats = stats;
-            status.step_time_us = running.step_time_us;
-            status.step_tokens = running.step_tokens;
-        });
     }
 
     /// Takes everything that already waits, so that one step's plan sees all of it. Requests come
@@ -291,8 +280,7 @@ impl Core {
         let mut deadlines = interval(DEADLINE_POLL);
         tokio::pin!(start);
         loop {
-            running.deliver();
-            self.publish(running);
+            running.tell(&self.shared.status);
             if self.draining && running.is_idle() {
                 return None;
             }
@@ -308,7 +296,7 @@ impl Core {
     fn give_up(&self, running: &mut Running, reason: String) -> Option<Group> {
         error!("giving up: {reason}");
         running.fail_all();
-        self.publish(running);
+        running.publish(&self.shared.status);
         self.set_state(EngineState::Failed { reason });
         None
     }

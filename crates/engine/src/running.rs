@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 
 use oarlock_scheduler::{Limits, Scheduler};
 use oarlock_types::{
-    Epoch, Event, EventKind, Fingerprint, FinishReason, Histogram, Rejected, Request, RequestId,
-    STEP_TIME_BOUNDS_US, STEP_TOKENS_BOUNDS, SlotError, StepPlan, StepResult, Tick, Usage,
+    EngineStatus, Epoch, Event, EventKind, Fingerprint, FinishReason, Histogram, Rejected, Request,
+    RequestId, STEP_TIME_BOUNDS_US, STEP_TOKENS_BOUNDS, SlotError, StepPlan, StepResult, Tick,
+    Usage,
 };
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::requests::{EventSender, Requests};
 
@@ -109,6 +110,25 @@ impl Running {
         self.tokens_in_flight.clear();
     }
 
+    /// Publishes the counts and delivers events, in this order: who has its answer finds it counted,
+    /// and its blocks given back. (An owner that is found gone has sent its cancel, or is about to:
+    /// that brings the next counts.)
+    pub(crate) fn tell(&mut self, status: &watch::Sender<EngineStatus>) {
+        self.publish(status);
+        self.deliver();
+    }
+
+    /// Lets everybody see the counts as they are now.
+    pub(crate) fn publish(&self, status: &watch::Sender<EngineStatus>) {
+        let mut stats = self.scheduler.stats();
+        status.send_modify(|status| {
+            stats.worker_restarts = status.stats.worker_restarts;
+            status.stats = stats;
+            status.step_time_us = self.step_time_us;
+            status.step_tokens = self.step_tokens;
+        });
+    }
+
     /// Hands events to their owners, and cancels requests whose owner is gone.
     pub(crate) fn deliver(&mut self) {
         self.requests.deliver(&mut self.events, &mut self.orphans);
@@ -145,6 +165,9 @@ impl Running {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+    use std::task::{Context, Poll, Wake, Waker};
+
     use oarlock_types::{
         CacheSalt, Priority, SampledToken, SamplingParams, SlotResult, StopCriteria, TenantId,
         TokenId,
@@ -270,5 +293,43 @@ mod tests {
         running.commit(&result(&last[0], 1), Tick(9)).expect("slots were released");
         assert!(running.is_idle() && !running.scheduler.has_work());
         assert_eq!(running.step_tokens.sum, 21);
+    }
+
+    /// Reads the counts at the very moment when its request has news.
+    struct Reader {
+        status: watch::Receiver<EngineStatus>,
+        seen: Mutex<Vec<(u64, u32, u32)>>,
+    }
+
+    impl Wake for Reader {
+        fn wake(self: Arc<Self>) {
+            let stats = self.status.borrow().stats;
+            let counts = (stats.generation_tokens, stats.num_running, stats.blocks_in_use);
+            self.seen.lock().expect("no panic").push(counts);
+        }
+    }
+
+    #[test]
+    fn who_has_its_answer_finds_it_counted() {
+        let mut running = running();
+        let status = watch::Sender::new(EngineStatus::default());
+        let reader = Arc::new(Reader { status: status.subscribe(), seen: Mutex::default() });
+        let mut events = submit(&mut running, request(1, 20, 2));
+        let waker = Waker::from(Arc::clone(&reader));
+        let mut read = || {
+            let mut context = Context::from_waker(&waker);
+            while matches!(events.poll_recv(&mut context), Poll::Ready(Some(_))) {}
+            std::mem::take(&mut *reader.seen.lock().expect("no panic"))
+        };
+        assert_eq!(read(), []);
+        let in_flight = plans(&mut running);
+        running.tell(&status);
+        assert_eq!(read(), [(0, 1, 2)], "it has begun");
+        running.commit(&result(&in_flight[0], 7), Tick(1)).expect("the oldest plan's result");
+        running.tell(&status);
+        assert_eq!(read(), [(1, 1, 2)], "its first token");
+        running.commit(&result(&in_flight[1], 7), Tick(2)).expect("the other one's");
+        running.tell(&status);
+        assert_eq!(read(), [(2, 0, 0)], "its last token, and nothing is held any more");
     }
 }

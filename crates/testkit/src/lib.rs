@@ -23,4 +23,4 @@ pub use gguf::{GgufWriter, TINY_CONTEXT, TINY_VOCABULARY, TinyModel};
 pub use http::{Client, EventStream, Response};
 pub use metrics::Metrics;
 pub use rustix::process::Signal;
-pub use server::{Server, ServerOptions, send_signal, wait_until};
+pub use server::{PATIENCE, Server, ServerOptions, send_signal, wait_until};

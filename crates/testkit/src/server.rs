@@ -20,8 +20,15 @@ const LISTENING: &str = "listening on http://";
 /// What it prints before that, where it serves gRPC.
 const LISTENING_GRPC: &str = "listening on grpc://";
 
+/// How long to wait for what must happen, on a machine that is busy with other things: nothing is proved by a
+/// shorter time.
+pub const PATIENCE: Duration = Duration::from_mins(1);
+
 /// How often a condition outside of this process is looked at.
 const POLL: Duration = Duration::from_millis(20);
+
+/// A metric that every engine has, whatever its state.
+const ENGINE_METRIC: &str = "oarlock_engine_ready";
 
 /// What a server may take to drain before it is killed, when a test is over.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -36,14 +43,9 @@ pub struct ServerOptions {
 }
 
 impl ServerOptions {
-    /// Serves this GGUF file on a free port of 127.0.0.1, and is ready within 60 s.
+    /// Serves this model on a free port of 127.0.0.1, and is ready within [`PATIENCE`].
     pub fn new(model: impl Into<PathBuf>) -> ServerOptions {
-        ServerOptions {
-            model: model.into(),
-            args: vec![],
-            env: vec![],
-            timeout: Duration::from_mins(1),
-        }
+        ServerOptions { model: model.into(), args: vec![], env: vec![], timeout: PATIENCE }
     }
 
     /// More arguments of `oarlock serve`.
@@ -118,6 +120,7 @@ impl Server {
             Err(error) => {
                 let _ = server.child.kill();
                 let _ = server.child.wait();
+                server.log.wait_for_end();
                 Err(anyhow!("{error:#}; the server printed:\n{}", server.log()))
             }
         }
@@ -177,9 +180,17 @@ impl Server {
         self.client().stream(path, body).unwrap_or_else(|error| panic!("POST {path}: {error:#}"))
     }
 
-    /// One scrape of `/metrics`.
+    /// A scrape of `/metrics` that the engine took part in: one that is busy for seconds is left out.
     pub fn metrics(&self) -> Metrics {
-        Metrics::parse(self.get("/metrics").text())
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let metrics = Metrics::parse(self.get("/metrics").text());
+            if metrics.sum(ENGINE_METRIC).is_some() {
+                return metrics;
+            }
+            assert!(Instant::now() < deadline, "/metrics has no {ENGINE_METRIC}");
+            thread::sleep(POLL);
+        }
     }
 
     /// The sum over all label sets of a metric. Panics where there is none of that name.
@@ -207,6 +218,14 @@ impl Server {
     /// What it has printed so far, on both streams.
     pub fn log(&self) -> String {
         self.log.lock().lines.join("\n")
+    }
+
+    /// Waits until it has printed `text`: what it does may be seen before what it says. Panics where it never does.
+    pub fn wait_for_log(&self, text: &str) {
+        let waits = |state: &mut LogState| !state.lines.iter().any(|line| line.contains(text));
+        let waited = self.log.changed.wait_timeout_while(self.log.lock(), PATIENCE, waits);
+        let (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        assert!(!timeout.timed_out(), "not in the log: {text}\n{}", state.lines.join("\n"));
     }
 
     /// Sends it a signal.
@@ -313,6 +332,12 @@ impl Log {
         state.lines.push(line);
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// Blocks until the child, which is gone, closed its streams; one that it left to another process may stay open.
+    fn wait_for_end(&self) {
+        let is_open = |state: &mut LogState| state.open_streams > 0;
+        drop(self.changed.wait_timeout_while(self.lock(), DRAIN, is_open));
     }
 
     /// Blocks until the line with the address came, the child closed its streams, or it is late.

@@ -1,11 +1,10 @@
 //! Questions about the API that only a real model and real processes can answer.
 
-use std::time::Duration;
-
-use oarlock_testkit::{Server, wait_until};
+use oarlock_testkit::Server;
 use serde_json::{Value, json};
 
 use crate::Scenario;
+use crate::disturbance::wait_for_rest;
 use crate::requests::{answer, ask, ids, sixteen};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -204,9 +203,5 @@ fn cancelled_requests_free_their_blocks(server: &Server) {
             }
         });
     }
-    wait_until("all blocks are free", Duration::from_secs(20), || {
-        let metrics = server.metrics();
-        let sum = |name| metrics.sum(name).unwrap_or(f64::NAN);
-        sum("oarlock_kv_blocks_in_use") == 0.0 && sum("oarlock_num_requests_running") == 0.0
-    });
+    wait_for_rest(server);
 }

@@ -10,11 +10,12 @@ use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use oarlock_testkit::{Server, ServerOptions, Signal, binary, fixture, send_signal, wait_until};
+use oarlock_testkit::{PATIENCE, Server, ServerOptions, binary, fixture, wait_until};
 use serde_json::{Value, json};
 
+use crate::disturbance::{ON_THEIR_WAY, Stopped, in_its_middle, post_in_company};
 use crate::{alone, turn};
 use stream::Stream;
 
@@ -129,7 +130,9 @@ impl Subject<'_> {
         let threads: &[&str] = if has_threads { &[] } else { &["--threads=2"] };
         let parallel = arguments.iter().any(|word| word.starts_with("--tensor-parallel=4"));
         let threads = if parallel { &["--threads=4"] } else { threads };
-        let words = [&["--served-name=m"], self.arguments, threads, arguments].concat();
+        // Workers that stand still for a test are not to be taken for stuck.
+        let common = ["--served-name=m", "--stall-seconds=60"];
+        let words = [&common[..], self.arguments, threads, arguments].concat();
         Server::start(&ServerOptions::new(self.model).args(words)).unwrap()
     }
 
@@ -242,8 +245,6 @@ impl Subject<'_> {
 
     /// Twice takes all blocks away from a request that runs.
     fn preempted(&self, server: &Server, request: &Value) -> Answer {
-        /// Tokens of plans in flight, and one that is on its way.
-        const LAST: usize = 3;
         let metric = |name| server.metric(&format!("oarlock_{name}_total"));
         let mut unexplained = 0;
         in_its_middle(|| {
@@ -254,9 +255,9 @@ impl Subject<'_> {
             for round in 0..2 {
                 // The last round's other request gave one token.
                 let tokens = self.intrude(server, round, before[1] + f64::from(round));
-                is_late |= tokens + LAST >= self.max_tokens as usize;
+                is_late |= tokens + ON_THEIR_WAY >= self.max_tokens as usize;
                 // It begins again, since there is nothing else to do.
-                stream.read(tokens + LAST);
+                stream.read(tokens + ON_THEIR_WAY);
             }
             let answer = stream.finish();
             let preemptions = metric("num_preemptions") - before[0];
@@ -275,35 +276,22 @@ impl Subject<'_> {
     fn intrude(&self, server: &Server, round: u32, before: f64) -> usize {
         let tokens = || server.metric("oarlock_generation_tokens_total") - before;
         // While the workers stand still the answer cannot end before the other request is there.
-        signal_all(server, Signal::STOP);
+        let stopped = Stopped::all(server);
         let prompt = self.prompt(self.small_cache - 15, 2000 + u64::from(round));
         let mut intruder = request_of(&prompt, 1);
         intruder["priority"] = json!(-4);
         thread::scope(|scope| {
             let intruding = scope.spawn(|| server.post("/v1/completions", &intruder).ok_json());
-            wait_until("the intruder waits", Duration::from_secs(20), || {
+            wait_until("the intruder waits", PATIENCE, || {
                 server.metric("oarlock_num_requests_waiting") > 0.0
                     || tokens() >= f64::from(self.max_tokens)
             });
             let so_far = tokens() as usize;
-            signal_all(server, Signal::CONT);
+            drop(stopped);
             intruding.join().unwrap();
             so_far
         })
     }
-}
-
-/// The answer that `disturb` gives when it came in time, or else what happened: a small model may give its answer
-/// while the test's own thread waits for a core.
-fn in_its_middle(mut disturb: impl FnMut() -> Result<Answer, String>) -> Answer {
-    let mut late = Vec::new();
-    while late.len() < 10 {
-        match disturb() {
-            Ok(answer) => return answer,
-            Err(what) => late.push(what),
-        }
-    }
-    panic!("no answer was disturbed in its middle: {late:?}")
 }
 
 fn request_of(prompt: &[u64], max_tokens: u32) -> Value {
@@ -313,55 +301,22 @@ fn request_of(prompt: &[u64], max_tokens: u32) -> Value {
     })
 }
 
-/// Posts completions at once, and others with them: the workers stand still until the last one is there. Gives
-/// the answers to `requests`.
-pub(crate) fn post_in_company(server: &Server, requests: &[Value], others: &[Value]) -> Vec<Value> {
-    let post = |request: &Value| server.post("/v1/completions", request).ok_json();
-    let before = server.metric("oarlock_generation_tokens_total");
-    signal_all(server, Signal::STOP);
-    thread::scope(|scope| {
-        for other in others {
-            scope.spawn(move || post(other));
-        }
-        let ours: Vec<_> =
-            requests.iter().map(|request| scope.spawn(move || post(request))).collect();
-        let all = (others.len() + requests.len()) as f64;
-        wait_until("all are there", Duration::from_secs(20), || {
-            let count = |state| server.metric(&format!("oarlock_num_requests_{state}"));
-            count("running") + count("waiting") >= all
-        });
-        let now = server.metric("oarlock_generation_tokens_total");
-        assert_eq!(now, before, "nobody was early");
-        signal_all(server, Signal::CONT);
-        ours.into_iter().map(|asking| asking.join().unwrap()).collect()
-    })
-}
-
-/// To every worker.
-fn signal_all(server: &Server, signal: Signal) {
-    for pid in server.worker_pids() {
-        send_signal(pid, signal);
-    }
-}
-
 /// Kills a rank in the middle of a request.
 fn killed(server: &Server, request: &Value, index: usize) -> Answer {
     let restarts = || server.metric("oarlock_worker_restarts_total");
     let generated = || server.metric("oarlock_generation_tokens_total");
     in_its_middle(|| {
         let (restarts_before, generated_before) = (restarts(), generated());
-        let workers = server.worker_pids();
         let mut stream = Stream::start(server, request);
         stream.next();
-        signal_all(server, Signal::STOP);
+        let stopped = Stopped::all(server);
         if generated() - generated_before >= request["max_tokens"].as_f64().unwrap() {
-            signal_all(server, Signal::CONT);
             return Err("it had ended".to_owned());
         }
-        send_signal(workers[index % workers.len()], Signal::KILL);
+        stopped.kill(index);
         let answer = stream.finish();
         // The last token may have been on its way; then nobody waits for the others.
-        wait_until("the death is found", Duration::from_secs(20), || restarts() > restarts_before);
+        wait_until("the death is found", PATIENCE, || restarts() > restarts_before);
         assert_eq!(restarts() - restarts_before, 1.0, "one death is one restart");
         Ok(answer)
     })

@@ -7,7 +7,9 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oarlock_testkit::{Server, ServerOptions, TINY_MODELS, binary, fixture, simulated_gpus};
+use oarlock_testkit::{
+    PATIENCE, Server, ServerOptions, TINY_MODELS, binary, fixture, simulated_gpus,
+};
 use serde_json::{Value, json};
 
 use crate::alone;
@@ -23,7 +25,8 @@ fn serve(model: &str, dtype: &str, seed: u64, arguments: &[&str]) -> Server {
         .args(arguments.iter().copied())
         .env("OARLOCK_SIMGPU", "1x4GiB")
         .env("OARLOCK_SIMGPU_SEED", &seed.to_string());
-    Server::start(&on_device(options)).unwrap()
+    // Two simulated devices share two cores.
+    Server::start(&on_device(options).timeout(3 * PATIENCE)).unwrap()
 }
 
 /// With the simulated driver, unless `cargo xtask gpu-test` asks for the real one.
@@ -127,8 +130,9 @@ fn a_broken_device_is_replaced() {
     let server = Server::start(&on_device(options)).unwrap();
     assert!(ask(&server) == expected, "a broken device changes an answer");
     assert!(server.metric("oarlock_worker_restarts_total") >= 1.0, "{}", server.log());
-    let log = server.log();
-    assert!(log.contains("broken on purpose") && log.contains("CUDA_ERROR_LAUNCH_FAILED"), "{log}");
+    for words in ["broken on purpose", "CUDA_ERROR_LAUNCH_FAILED"] {
+        server.wait_for_log(words);
+    }
 }
 
 /// Without a driver, `auto` says nothing and computes; `cuda` says what is missing.
@@ -175,7 +179,7 @@ fn auto_takes_what_is_enough() {
             .args(["--stall-seconds", "60", "--kv-cache-tokens", "4096"])
             .env("OARLOCK_SIMGPU", "1x4GiB");
         let server = Server::start(&on_device(options)).unwrap();
-        assert!(server.log().contains(&format!("instruction_set={device}")), "{}", server.log());
+        server.wait_for_log(&format!("instruction_set={device}"));
     }
 }
 
@@ -194,6 +198,6 @@ fn the_first_error_is_told() {
     let server = Server::start(&on_device(options)).unwrap();
     let failed = server.post("/v1/completions", &request(20, 0, 4));
     assert_eq!(failed.status, 500, "{}", failed.text());
-    let log = server.log();
-    assert!(log.contains("CUDA_ERROR_LAUNCH_FAILED") && !log.contains("panicked"), "{log}");
+    server.wait_for_log("CUDA_ERROR_LAUNCH_FAILED");
+    assert!(!server.log().contains("panicked"), "{}", server.log());
 }

@@ -8,10 +8,11 @@ use oarlock_testkit::{Server, ServerOptions, TINY_MODELS, TinyModel, fixture, fi
 use serde_json::{Value, json};
 
 use crate::alone;
-use crate::contract::post_in_company;
+use crate::disturbance::post_in_company;
 
 fn on_cpu(model: &str, arguments: &[&str]) -> Server {
-    let common = ["--served-name=m", "--device=cpu", "--threads=2"];
+    // Workers that stand still for a test are not to be taken for stuck.
+    let common = ["--served-name=m", "--device=cpu", "--threads=2", "--stall-seconds=60"];
     let options = ServerOptions::new(fixture(&format!("tiny/{model}"))).args(common);
     Server::start(&options.args(arguments.iter().copied())).unwrap()
 }
@@ -150,8 +151,6 @@ fn every_family_agrees_with_its_reference_on_the_cpu() {
     }
 }
 
-/// Relatives whose references have angles as people run models: `stored` is for references of models that were
-/// cast as a whole.
 /// A model in several files answers as the same one in a single file, and has its name.
 #[test]
 fn files_of_several_parts_are_one_model() {
@@ -173,6 +172,8 @@ fn files_of_several_parts_are_one_model() {
     assert!(error.contains("open the first one, tiny-00001-of-00003.gguf"), "{error}");
 }
 
+/// Relatives whose references have angles as people run models: `stored` is for references of models that were
+/// cast as a whole.
 #[test]
 fn buffers_are_rounded_where_it_is_asked_for() {
     let _turn = alone();
@@ -187,7 +188,7 @@ fn buffers_are_rounded_where_it_is_asked_for() {
     assert_exact("relatives/qwen2-yarn", &cases, &exact);
     drop(server);
     let server = serve(&model, &[]);
-    assert!(server.log().contains("rounded to bfloat16"), "{}", server.log());
+    server.wait_for_log("rounded to bfloat16");
     let rounded = ask(&server, &cases);
     let (all, _) = distances(&cases, &rounded);
     assert!(*all.last().unwrap() > 1e-3, "rounding makes a difference");

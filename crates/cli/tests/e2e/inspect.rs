@@ -123,7 +123,7 @@ fn quantizing_at_load() {
         };
         let cases = cases_of(name);
         let server = serve(&[]);
-        assert!(server.log().contains("-q8_0"), "{}", server.log());
+        server.wait_for_log("-q8_0");
         let whole = ask(&server, &cases);
         if is_near {
             assert_near(&format!("{name}, q8_0 at load"), &cases, &whole);

@@ -8,7 +8,8 @@ use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 use oarlock_testkit::{
-    Server, ServerOptions, Signal, TinyModel, binary, resident_bytes, send_signal, wait_until,
+    PATIENCE, Server, ServerOptions, Signal, TinyModel, binary, resident_bytes, send_signal,
+    wait_until,
 };
 use serde_json::{Value, json};
 
@@ -37,23 +38,25 @@ fn streams_survive_the_death_of_the_worker() {
     let requests = eight_streams();
     let undisturbed: Vec<_> = requests.iter().map(|request| ask(&server, request)).collect();
     let victim = server.worker_pids()[0];
+    let generated = server.metric("oarlock_generation_tokens_total");
     let survived: Vec<_> = std::thread::scope(|scope| {
         let server = &server;
         let streams: Vec<_> = requests
             .iter()
             .map(|request| scope.spawn(move || read_stream(server, request)))
             .collect();
-        let generated = server.metric("oarlock_generation_tokens_total");
-        wait_until("all eight streams are in their middle", Duration::from_mins(1), || {
+        wait_until("all eight streams are in their middle", PATIENCE, || {
             server.metric("oarlock_generation_tokens_total") > generated + 80.0
         });
         send_signal(victim, Signal::KILL);
         streams.into_iter().map(|stream| stream.join().expect("a whole stream")).collect()
     });
     assert_eq!(survived, undisturbed);
+    wait_until("another worker is ready", PATIENCE, || {
+        server.metric("oarlock_worker_restarts_total") > 0.0 && server.get("/ready").status == 200
+    });
     assert_eq!(server.metric("oarlock_worker_restarts_total"), 1.0);
     assert_ne!(server.worker_pids(), [victim]);
-    assert_eq!(server.get("/ready").status, 200);
 }
 
 fn read_stream(server: &Server, request: &Value) -> crate::requests::Answer {
@@ -77,9 +80,9 @@ fn the_worker_stays_under_a_gibibyte_and_ends_with_its_engine() {
     assert!(resident < 1 << 30, "{resident} bytes");
 
     server.signal(Signal::KILL);
-    server.wait_for_exit(Duration::from_secs(5)).expect("killed");
+    server.wait_for_exit(PATIENCE).expect("killed");
     let gone = || !fs::exists(format!("/proc/{worker}")).expect("procfs") || is_zombie(worker);
-    wait_until("the worker ended with its engine", Duration::from_secs(5), gone);
+    wait_until("the worker ended with its engine", Duration::from_secs(30), gone);
 }
 
 /// A second start takes the weights' hash from the cache: one that is changed there is believed.
@@ -132,7 +135,7 @@ fn sigterm_lets_running_requests_finish() {
     server.signal(Signal::TERM);
     events.extend(stream.collect_json());
     assert_eq!(merge(&events), expected);
-    let status = server.wait_for_exit(Duration::from_secs(10)).expect("it ends once drained");
+    let status = server.wait_for_exit(PATIENCE).expect("it ends once drained");
     assert!(status.success(), "{status}");
 }
 

@@ -1,9 +1,9 @@
 //! Every limit on a request's fields: its flag is obeyed, to the last one allowed and no further.
 
-use std::time::Duration;
-
-use oarlock_testkit::{Server, ServerOptions, Signal, TinyModel, send_signal, wait_until};
+use oarlock_testkit::{PATIENCE, Server, ServerOptions, TinyModel, wait_until};
 use serde_json::{Value, json};
+
+use crate::disturbance::{Stopped, wait_for_rest};
 
 const FLAGS: [&str; 24] = [
     "--max-choices",
@@ -76,6 +76,7 @@ fn limits_have_flags() {
     assert_eq!(server.post("/v1/completions", &body).json()["error"]["param"], "prompt");
     let body = json!({"model": "tiny", "prompt": ["a", "b"], "n": 2, "max_tokens": 1});
     assert_eq!(server.post("/v1/completions", &body).status, 200);
+    // At once: who has its answer finds its blocks given back.
     let blocks = server.metric("oarlock_kv_blocks_in_use");
     assert_eq!(blocks, 0.0, "a refused request leaves nothing behind");
 }
@@ -86,40 +87,36 @@ fn full_queues(server: &Server) {
     let many = json!({"model": "tiny", "prompt": ["a", "b", "c", "d", "e"], "max_tokens": 1});
     let response = server.post("/v1/completions", &many);
     assert_eq!(response.status, 400, "{}", response.text());
-    // With the worker stopped, what runs goes on running. One runs, three wait: no place for a fifth.
-    let worker = server.worker_pids()[0];
+    // With the worker stopped, what runs goes on running, and a stream begins when its request may run.
     let stream = |prompts: Value| {
         let body = json!({"model": "tiny", "prompt": prompts, "max_tokens": 400, "ignore_eos": true,
             "stream": true});
         server.stream("/v1/completions", &body)
     };
-    let mut running = stream(json!("a"));
-    running.next().expect("an event").expect("it runs");
-    send_signal(worker, Signal::STOP);
+    // One runs, three wait: no place for a fifth.
+    wait_for_rest(server);
+    let stopped = Stopped::all(server);
+    let running = stream(json!("a"));
     let one = |prompt: &str| json!({"model": "tiny", "prompt": prompt, "max_tokens": 1});
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| drop(stream(json!(["b", "c", "d"])).next()));
-        wait_until("three wait", Duration::from_secs(10), || {
-            server.metric("oarlock_num_requests_waiting") == 3.0
-        });
+        wait_until("three wait", PATIENCE, || server.metric("oarlock_num_requests_waiting") == 3.0);
         refused_for_now(server, &one("e"), "3 requests");
-        drop(running);
-        send_signal(worker, Signal::CONT);
+        drop((running, stopped));
         waiting.join().unwrap();
     });
     // One runs, one of forty tokens waits: no room for another of forty.
-    let mut running = stream(json!("a"));
-    running.next().expect("an event").expect("it runs");
-    send_signal(worker, Signal::STOP);
+    wait_for_rest(server);
+    let stopped = Stopped::all(server);
+    let running = stream(json!("a"));
     let long = "x".repeat(40);
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| server.post("/v1/completions", &one(&long)).status);
-        wait_until("forty tokens wait", Duration::from_secs(10), || {
+        wait_until("forty tokens wait", PATIENCE, || {
             server.metric("oarlock_num_tokens_waiting") == 40.0
         });
         refused_for_now(server, &one(&long), "64 tokens");
-        drop(running);
-        send_signal(worker, Signal::CONT);
+        drop((running, stopped));
         assert_eq!(waiting.join().unwrap(), 200);
     });
 }
@@ -143,6 +140,8 @@ fn conversations_and_queues_have_limits_with_flags() {
         "3",
         "--max-queued-tokens",
         "64",
+        "--stall-seconds",
+        "60",
     ];
     let server = Server::start(&options.args(flags)).unwrap();
     let message = json!({"role": "user", "content": "a"});
@@ -163,16 +162,7 @@ fn conversations_and_queues_have_limits_with_flags() {
         assert_eq!(response.json()["error"]["param"], name);
     }
     full_queues(&server);
-    wait_until("everything is given back", Duration::from_secs(10), || {
-        let metrics = server.metrics();
-        [
-            "oarlock_num_requests_running",
-            "oarlock_num_requests_waiting",
-            "oarlock_num_tokens_waiting",
-        ]
-        .iter()
-        .all(|name| metrics.sum(name) == Some(0.0))
-    });
+    wait_for_rest(&server);
     let rejections = server.metrics();
     assert_eq!(rejections.sum("oarlock_admission_rejections_total"), Some(2.0));
 }

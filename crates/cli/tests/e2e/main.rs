@@ -10,6 +10,7 @@ mod contract;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod determinism;
+mod disturbance;
 mod families;
 mod gemma;
 mod inspect;

@@ -1,9 +1,9 @@
 //! A scrape of a live server, read by a real Prometheus parser.
 
-use std::time::Duration;
-
-use oarlock_testkit::{Server, ServerOptions, TinyModel, wait_until};
+use oarlock_testkit::{PATIENCE, Server, ServerOptions, TinyModel, wait_until};
 use serde_json::{Value, json};
+
+use crate::disturbance::wait_for_rest;
 
 const SCRIPT: &str = include_str!("metrics_parser.py");
 
@@ -35,16 +35,18 @@ fn a_scrape_is_what_prometheus_reads() {
     let first = text.chars().next().unwrap();
     let stop = text.chars().find(|character| *character != first).unwrap().to_string();
     assert_eq!(ask(&json!({"stop": stop}))["finish_reason"], "stop");
-    // One whose client goes away, one that is refused.
-    let request = completion(&json!({"stream": true, "max_tokens": 900}));
+    // One whose client goes away, one that is refused. The buffers on the way have no room for so much, so that
+    // it cannot end before.
+    let request = completion(&json!({"stream": true, "max_tokens": 900, "logprobs": 20}));
     let mut stream = server.stream("/v1/completions", &request);
     stream.next_json().expect("a first event");
     drop(stream);
     assert_eq!(server.post("/v1/completions", &completion(&json!({"n": -1}))).status, 400);
-    wait_until("the cancelled request is counted", Duration::from_secs(20), || {
+    wait_until("the cancelled request is counted", PATIENCE, || {
         let metrics = server.get("/metrics");
         metrics.text().contains(r#"model_name="tiny",finished_reason="abort"} 1"#)
     });
+    wait_for_rest(&server);
 
     let Some(output) = oarlock_testkit::python(SCRIPT, &[&server.url()]) else { return };
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -4,9 +4,8 @@
 use std::fs;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
 
-use oarlock_testkit::{Server, ServerOptions, wait_until};
+use oarlock_testkit::{PATIENCE, Server, ServerOptions, wait_until};
 use serde_json::{Value, json};
 
 use crate::turn;
@@ -106,7 +105,7 @@ fn ranks_of_two_hosts_give_the_bits_of_one() {
     let launcher =
         format!("ip netns exec {prefix}{{rank}} env OARLOCK_COLLECTIVE_HOST=10.213.7.1{{rank}}");
     let server =
-        serve(&["--tensor-parallel", "2", "--worker-launcher", &launcher, "--stall-seconds", "2"]);
+        serve(&["--tensor-parallel", "2", "--worker-launcher", &launcher, "--stall-seconds", "4"]);
     let network = |pid: &u32| fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
     let networks: Vec<_> = server.worker_pids().iter().map(network).collect();
     assert_ne!(networks[0], networks[1], "each rank has a network of its own");
@@ -119,11 +118,11 @@ fn ranks_of_two_hosts_give_the_bits_of_one() {
         let server = &server;
         let asking: Vec<_> =
             requests.iter().map(|request| scope.spawn(move || answer(server, request))).collect();
-        wait_until("answers have begun", Duration::from_mins(1), || {
+        wait_until("answers have begun", PATIENCE, || {
             server.metric("oarlock_generation_tokens_total") > generated + 12.0
         });
         namespaces.wire("down");
-        wait_until("the loss is found", Duration::from_secs(20), || restarts() > 0.0);
+        wait_until("the loss is found", PATIENCE, || restarts() > 0.0);
         namespaces.wire("up");
         asking.into_iter().map(|asking| asking.join().expect("an answer")).collect()
     });

@@ -1,10 +1,10 @@
 //! The completion API's options against naive implementations, on the tiny model: what an option means
 //! is computed here from the answers of requests without it.
 
-use std::time::Duration;
-
-use oarlock_testkit::{Server, ServerOptions, Signal, TinyModel, send_signal, wait_until};
+use oarlock_testkit::{PATIENCE, Server, ServerOptions, TinyModel, wait_until};
 use serde_json::{Value, json};
+
+use crate::disturbance::{ON_THEIR_WAY, Stopped, in_its_middle};
 
 /// A request with further fields.
 fn request(fields: &Value) -> Value {
@@ -194,25 +194,37 @@ fn open_last_messages(server: &Server) {
 fn urgent_requests_go_first(server: &Server) {
     let long = json!({"max_tokens": 400, "priority": 5, "logprobs": null});
     let alone = complete(server, &long);
-    let preemptions = server.metric("oarlock_num_preemptions_total");
     let mut streamed = request(&long);
     streamed["stream"] = json!(true);
-    let mut stream = server.stream("/v1/completions", &streamed);
-    let mut events = vec![stream.next().expect("an event").expect("it begins")];
-    // The long one cannot end before the urgent one has come.
-    let worker = server.worker_pids()[0];
-    send_signal(worker, Signal::STOP);
-    let urgent = std::thread::scope(|scope| {
-        let urgent = scope.spawn(|| complete(server, &json!({"max_tokens": 2, "logprobs": null})));
-        wait_until("the urgent one waits", Duration::from_secs(10), || {
-            server.metric("oarlock_num_requests_waiting") >= 1.0
+    let events = in_its_middle(|| {
+        let counts = || {
+            let metrics = server.metrics();
+            let count = |name| metrics.sum(name).unwrap();
+            (count("oarlock_num_preemptions_total"), count("oarlock_generation_tokens_total"))
+        };
+        let (preemptions, tokens) = counts();
+        let mut stream = server.stream("/v1/completions", &streamed);
+        let mut events = vec![stream.next().expect("an event").expect("it begins")];
+        // The long one cannot end before the urgent one has come.
+        let stopped = Stopped::all(server);
+        let given = (counts().1 - tokens) as usize;
+        if given + ON_THEIR_WAY >= 400 {
+            return Err(format!("{given} of 400 tokens were given"));
+        }
+        let urgent = std::thread::scope(|scope| {
+            let short = json!({"max_tokens": 2, "logprobs": null});
+            let urgent = scope.spawn(move || complete(server, &short));
+            wait_until("the urgent one waits", PATIENCE, || {
+                server.metric("oarlock_num_requests_waiting") >= 1.0
+            });
+            drop(stopped);
+            urgent.join().unwrap()
         });
-        send_signal(worker, Signal::CONT);
-        urgent.join().unwrap()
+        assert_eq!(ids(&urgent["choices"][0]), ids(&alone["choices"][0])[..2]);
+        assert_eq!(counts().0, preemptions + 1.0);
+        events.extend(stream.map(|event| event.expect("it goes on")));
+        Ok(events)
     });
-    assert_eq!(ids(&urgent["choices"][0]), ids(&alone["choices"][0])[..2]);
-    assert_eq!(server.metric("oarlock_num_preemptions_total"), preemptions + 1.0);
-    events.extend(stream.map(|event| event.expect("it goes on")));
     let text: String = events
         .iter()
         .filter_map(|event| serde_json::from_str::<Value>(event).ok())
@@ -234,6 +246,7 @@ fn options_mean_what_they_say() {
     prompts_and_their_scores(&server);
     open_last_messages(&server);
     drop(server);
-    let one_slot = options.args(["--max-seqs", "1", "--kv-cache-tokens", "512"]);
+    let one_slot =
+        options.args(["--max-seqs", "1", "--kv-cache-tokens", "512", "--stall-seconds", "60"]);
     urgent_requests_go_first(&Server::start(&one_slot).unwrap());
 }

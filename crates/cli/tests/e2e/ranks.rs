@@ -1,9 +1,10 @@
 //! Ranks that die or stop: the group is replaced, and no stream loses, repeats or changes a token.
 
+use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use oarlock_testkit::{Server, ServerOptions, Signal, fixture, send_signal, wait_until};
+use oarlock_testkit::{PATIENCE, Server, ServerOptions, Signal, fixture, send_signal, wait_until};
 use serde_json::{Value, json};
 
 use crate::{alone, turn};
@@ -47,7 +48,8 @@ fn streamed(server: &Server, request: &Value) -> (Vec<Value>, Vec<Value>) {
 }
 
 fn serve(arguments: &[&str]) -> Server {
-    let common = ["--served-name", "m", "--stall-seconds", "1"];
+    // A machine may be so busy that a good rank is silent for a second.
+    let common = ["--served-name", "m", "--stall-seconds", "3"];
     let options = ServerOptions::new(fixture("tiny/llama")).args(common);
     Server::start(&options.args(arguments.iter().copied())).unwrap()
 }
@@ -78,32 +80,33 @@ fn disturb(ranks: usize, collective: &str) {
                 .iter()
                 .map(|request| scope.spawn(move || streamed(server, request)))
                 .collect();
-            wait_until("streams are in their middle", Duration::from_mins(1), || {
+            wait_until("streams are in their middle", PATIENCE, || {
                 server.metric("oarlock_generation_tokens_total") > generated + 40.0
             });
             send_signal(workers[rank], signal);
-            // One that is stopped for a second is found in about that time, and one that ends at once.
-            wait_until("the loss is found", Duration::from_secs(4), || {
-                restarts(server) > restarts_before
-            });
+            wait_until("the loss is found", PATIENCE, || restarts(server) > restarts_before);
             streams.into_iter().map(|stream| stream.join().expect("a whole stream")).collect()
         });
         let what = format!("{signal:?} of rank {rank} of {ranks} over {collective}");
         eprintln!("{what}: {:.1} s", begin.elapsed().as_secs_f32());
         assert!(answers == undisturbed, "{what} changed an answer");
         assert_eq!(restarts(&server), number as f64 + 1.0, "{what}: one restart");
+        // The group may have gone when all was said.
+        wait_until("another group is there", PATIENCE, || {
+            server.log()[log_before..].contains("workers lost")
+                && server.worker_pids().len() == ranks
+        });
         let log = server.log().split_off(log_before);
         let lost = log.lines().find(|line| line.contains("workers lost"));
         let name = format!("rank {rank}");
         assert!(lost.is_some_and(|line| line.contains(&name)), "{what}: the log names it:\n{log}");
-        assert_eq!(server.worker_pids().len(), ranks);
         let lives = |pid: &u32| std::path::Path::new(&format!("/proc/{pid}")).exists();
         assert!(!workers.iter().any(lives), "{what}: no rank outlives its group");
     }
     // Nothing runs: a rank that is stopped now is found, too, and the next request finds a good group.
-    send_signal(server.worker_pids()[ranks - 1], Signal::STOP);
-    let before = restarts(&server);
-    wait_until("the idle group is replaced", Duration::from_secs(20), || {
+    let (before, last) = (restarts(&server), server.worker_pids()[ranks - 1]);
+    send_signal(last, Signal::STOP);
+    wait_until("the idle group is replaced", PATIENCE, || {
         restarts(&server) > before && server.get("/ready").status == 200
     });
     assert_eq!(whole(&server, &requests[3]), undisturbed[3]);
@@ -123,32 +126,51 @@ fn streams_survive_the_loss_of_any_of_four_ranks_over_tcp() {
 #[test]
 fn readiness_says_that_a_rank_is_stuck() {
     let _turn = alone();
-    let server = serve(&["--tensor-parallel", "2"]);
+    let folder = tempfile::tempdir().unwrap();
+    // A start that takes long enough to be seen.
+    let slow = folder.path().join("slow");
+    std::fs::write(&slow, "sleep 2\nexec \"$@\"\n").unwrap();
+    let launcher = format!("sh {}", slow.display());
+    let server = serve(&["--tensor-parallel", "2", "--worker-launcher", &launcher]);
     send_signal(server.worker_pids()[0], Signal::STOP);
-    wait_until("it is not ready", Duration::from_secs(10), || server.get("/ready").status == 503);
-    wait_until("it is ready again", Duration::from_secs(20), || server.get("/ready").status == 200);
-    assert!(server.log().contains("rank 0 gave no sign of life"), "{}", server.log());
+    wait_until("it is not ready", PATIENCE, || server.get("/ready").status == 503);
+    wait_until("it is ready again", PATIENCE, || server.get("/ready").status == 200);
+    server.wait_for_log("rank 0 gave no sign of life");
 }
 
 /// A prompt that takes many times the patience is no stall, since it makes progress.
 #[test]
 fn a_long_prompt_on_a_slow_machine_is_no_stall() {
     let Some((_turn, model)) = turn() else { return };
+    // Who takes slow for stuck does so each time; a machine that gives a rank no core for a second does not.
+    let mut attempts = (0..3).map(|_| long_step(&model)).inspect(|step| eprintln!("{step:?}"));
+    let seconds = attempts.find_map(Result::ok).expect("a long step is a stall, each time");
+    assert!(seconds > 3.0, "no prompt was slow enough to tell: {seconds} s");
+}
+
+/// Seconds of a step that takes long, of a server with a patience of one second that replaced no group; else
+/// what it says.
+fn long_step(model: &Path) -> Result<f32, String> {
     let slow = ["--instruction-set", "portable", "--stall-seconds", "1", "--step-tokens", "1024"];
     let ranks = ["--served-name", "demo", "--tensor-parallel", "2", "--threads", "2"];
-    let server = Server::start(&ServerOptions::new(model).args(ranks).args(slow)).unwrap();
+    let options = ServerOptions::new(model).args(ranks).args(slow);
+    let server = Server::start(&options).map_err(|error| error.to_string())?;
+    let mut seconds = 0.0;
     // On a fast machine it takes more of a prompt.
-    let seconds = [40, 160, 640].into_iter().map(|len| {
+    for len in [40, 160, 640] {
         let prompt: Vec<u64> = (0..len).map(|at| 1000 + at * 7).collect();
         let begin = Instant::now();
         let body = json!({"model": "demo", "prompt": prompt, "max_tokens": 1});
-        server.post("/v1/completions", &body).ok_json();
-        begin.elapsed().as_secs_f32()
-    });
-    let seconds = seconds.into_iter().find(|seconds| *seconds > 3.0);
-    eprintln!("a step of {seconds:?} s");
-    assert!(seconds.is_some(), "no prompt was slow enough to tell");
-    assert_eq!(restarts(&server), 0.0, "{}", server.log());
+        let status = server.post("/v1/completions", &body).status;
+        seconds = begin.elapsed().as_secs_f32();
+        if status != 200 || restarts(&server) > 0.0 {
+            return Err(server.log());
+        }
+        if seconds > 3.0 {
+            break;
+        }
+    }
+    Ok(seconds)
 }
 
 /// What the model does not allow is refused with what it does.
@@ -181,7 +203,7 @@ fn streams_survive_a_death_at_any_moment() {
         ["0:20:before", "1:20:before", "0:20:inside", "1:20:inside", "0:20:after", "1:1:after"]
     {
         let options = ServerOptions::new(fixture("tiny/llama"))
-            .args(["--served-name", "m", "--stall-seconds", "2", "--tensor-parallel", "2"])
+            .args(["--served-name", "m", "--tensor-parallel", "2"])
             .env("OARLOCK_FAULT_STEP", fault);
         let server = Server::start(&options).unwrap();
         let answers: Vec<_> = thread::scope(|scope| {

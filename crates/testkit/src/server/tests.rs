@@ -6,7 +6,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use super::{Server, wait_until};
+use super::Server;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -15,7 +15,7 @@ fn play_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
     thread::spawn(move || {
-        let metrics = "oarlock_worker_info{rank=\"0\",pid=\"123\"} 1\noarlock_blocks 5\n";
+        let metrics = "oarlock_worker_info{rank=\"0\",pid=\"123\"} 1\noarlock_blocks 5\noarlock_engine_ready 1\n";
         for (index, stream) in listener.incoming().enumerate() {
             let mut stream = stream.expect("a client");
             let _ = stream.read(&mut [0; 1024]).expect("a request");
@@ -43,7 +43,7 @@ fn a_server_is_started_read_and_stopped() {
     assert_eq!(server.url(), format!("http://127.0.0.1:{port}"));
     assert_eq!(server.worker_pids(), [123]);
     assert_eq!(server.metric("oarlock_blocks").to_bits(), 5.0_f64.to_bits());
-    wait_until("the log has both streams", TIMEOUT, || server.log().contains("loading"));
+    server.wait_for_log("loading");
     let pid = server.pid();
     assert!(crate::resident_bytes(pid).is_some());
     let status = server.stop(TIMEOUT);
