@@ -10,7 +10,7 @@ use support::{Kind, PATIENCE, as_ranks};
 
 /// What every rank allocates, its other threads apart, in rounds that are warm and in a cold one.
 fn allocations(kind: Kind) -> Vec<(u64, u64)> {
-    as_ranks(kind.group(4, PATIENCE), |rank, mut transport| {
+    as_ranks(kind.group(4, PATIENCE), |rank, transport| {
         let mut values = vec![1.0; 40_000];
         let mut words = [0; 100];
         let lens = [300, 0, 20_000, 1];

@@ -54,7 +54,7 @@ fn ranks_go_on_when_the_name_is_gone() {
     let group = as_ranks(vec_of_local(2), |rank, _| join(Shard { rank: rank as u32, ranks: 2 }));
     drop(segment);
     let progress = group[0].progress();
-    let sums = as_ranks(group, |rank, mut transport| {
+    let sums = as_ranks(group, |rank, transport| {
         let mut values = [rank as f32 + 1.0; 3];
         transport.all_reduce(&mut values).unwrap();
         values
@@ -126,7 +126,7 @@ fn a_rank_that_does_not_come_is_named() {
 
 #[test]
 fn all_have_the_same_time_to_come() {
-    const MEETING: Duration = Duration::from_secs(1);
+    const MEETING: Duration = Duration::from_secs(3);
     let segment = Segment::create(Path::new(MEMORY), 4, 5).unwrap();
     let join = |rank| {
         let shard = Shard { rank, ranks: 4 };
@@ -140,7 +140,8 @@ fn all_have_the_same_time_to_come() {
         join(1);
         let (error, elapsed) = first.join().unwrap();
         assert!(error.contains("made no progress"), "{error}");
-        assert!(elapsed < MEETING * 16 / 10, "{elapsed:?}");
+        // Time that began anew would last until eighteen tenths at least.
+        assert!(elapsed < MEETING * 17 / 10, "{elapsed:?}");
     });
 }
 
@@ -211,10 +212,13 @@ fn silent_addresses_leave_time_for_others() {
     let rendezvous: Vec<_> = (0..4).map(|_| bind()).collect();
     let all = |one: &TcpRendezvous| [vec![silent.clone()], one.addresses().to_vec()].concat();
     let peers: Vec<_> = rendezvous.iter().map(all).collect();
-    // The first to have met everyone waits for the last for longer than the deadline of steps, which
-    // is no failure.
-    let (meeting, deadline) = (Duration::from_secs(12), Duration::from_millis(500));
-    as_ranks(connect(rendezvous, &peers, meeting, deadline), |_, mut transport| {
+    // Each gives a silent address a second. The first to have met everyone, after one, waits for the
+    // last, which calls three in turn, for longer than the deadline of steps, which is no failure.
+    let (meeting, deadline) = (Duration::from_secs(24), Duration::from_millis(1500));
+    let begun = Instant::now();
+    let group = connect(rendezvous, &peers, meeting, deadline);
+    assert!(begun.elapsed() < meeting / 2, "{:?}", begun.elapsed());
+    as_ranks(group, |_, transport| {
         transport.barrier().unwrap();
     });
 }
@@ -238,7 +242,7 @@ fn a_peer_that_drips_gets_no_more_time() {
     let error = message(Tcp::connect(bind(), SECOND, &peers, SECRET, 5, SHORT, PATIENCE));
     assert!(error.contains("rank 0"), "{error}");
     // All of the proof would take eight times as long.
-    assert!(begun.elapsed() < 5 * SHORT, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < 7 * SHORT, "{:?}", begun.elapsed());
 }
 
 #[test]
@@ -276,7 +280,7 @@ fn strangers_do_no_harm() {
     rubbish.write_all(&[7; 500]).unwrap();
     drop(TcpStream::connect(address).unwrap());
     let begun = Instant::now();
-    as_ranks(connect(rendezvous.into(), peers, PATIENCE, PATIENCE), |_, mut transport| {
+    as_ranks(connect(rendezvous.into(), peers, PATIENCE, PATIENCE), |_, transport| {
         transport.barrier().unwrap();
     });
     assert!(begun.elapsed() < PATIENCE / 2, "strangers held up the group");

@@ -36,7 +36,7 @@ fn lens(seed: u64, ranks: usize, longest: usize) -> Vec<usize> {
     (0..ranks).map(|rank| mix(seed ^ rank as u64) as usize % (longest + 1)).collect()
 }
 
-fn run(trace: &[Operation], seed: u64, ranks: usize, rank: usize, mut transport: Boxed) {
+fn run(trace: &[Operation], seed: u64, ranks: usize, rank: usize, transport: &mut Boxed) {
     assert_eq!(transport.shard().rank as usize, rank);
     for (number, operation) in trace.iter().enumerate() {
         let seed = mix(seed ^ number as u64);
@@ -98,7 +98,7 @@ fn sleepers_wake_together() {
     for kind in [Kind::SharedMemory, Kind::Tcp] {
         let group = kind.group(4, PATIENCE);
         let waiting: Vec<_> = group[..3].iter().map(|rank| rank.waiting()).collect();
-        let times = as_ranks(group, |rank, mut transport| {
+        let times = as_ranks(group, |rank, transport| {
             let mut longest = vec![];
             for _ in 0..ROUNDS {
                 if rank == 3 {

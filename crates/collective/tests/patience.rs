@@ -14,11 +14,12 @@ use support::{Boxed, Kind, as_ranks};
 /// begins an operation or reports any work meanwhile.
 #[test]
 fn moving_values_is_progress_to_third_ranks() {
-    const DEADLINE: Duration = Duration::from_millis(600);
+    const DEADLINE: Duration = Duration::from_secs(2);
     const CHUNK: usize = 256 * 1024;
-    // What rank 2 gives is more than the system takes before its turn comes.
-    let lens = [0, 18 * CHUNK, 16 * CHUNK, 1];
-    let taken = as_ranks(Kind::Tcp.group(4, DEADLINE), |rank, mut transport| {
+    // Rank 1's chunks take one and a half deadlines. What rank 2 gives is more than the system takes
+    // before its turn comes.
+    let lens = [0, 9 * CHUNK, 16 * CHUNK, 1];
+    let taken = as_ranks(Kind::Tcp.group(4, DEADLINE), |rank, transport| {
         let own = vec![1.0; lens[rank]];
         let mut taken = 0;
         let mut take = |from: usize, _: usize, part: &[f32]| {
@@ -28,7 +29,7 @@ fn moving_values_is_progress_to_third_ranks() {
             }
         };
         transport.gather(&own, &lens, &mut take).unwrap();
-        // Nobody leaves before all are through.
+        // Whoever has given all, as rank 3 has at once, waits for the others here.
         transport.barrier().unwrap();
         taken
     });
@@ -36,7 +37,7 @@ fn moving_values_is_progress_to_third_ranks() {
 }
 
 /// Operations of megabytes in turn, so that a rank often waits while its peer passes to the next one.
-fn alternate(rank: usize, mut transport: Boxed) -> Result<(), CollectiveError> {
+fn alternate(rank: usize, transport: &mut Boxed) -> Result<(), CollectiveError> {
     const LEN: usize = 500_000;
     let lens = [1, LEN];
     let own = vec![1.0; lens[rank]];
@@ -52,15 +53,29 @@ fn alternate(rank: usize, mut transport: Boxed) -> Result<(), CollectiveError> {
 fn beats_between_two_operations_tell_of_one() {
     // A beat every millisecond.
     const DEADLINE: Duration = Duration::from_millis(10);
-    let begun = Instant::now();
+    // Whoever hears no last word of a peer for so long after their connection of values ended takes it
+    // for dead.
+    const EXPLANATION: Duration = Duration::from_secs(1);
+    let (mut begun, mut num_held_up) = (Instant::now(), 0);
     while begun.elapsed() < Duration::from_secs(1) {
-        for outcome in as_ranks(Kind::Tcp.group(2, DEADLINE), alternate) {
+        let round = Instant::now();
+        let outcomes = as_ranks(Kind::Tcp.group(2, DEADLINE), alternate);
+        let was_long = round.elapsed() > EXPLANATION;
+        for outcome in outcomes {
             // On a busy machine a rank may well be late for such a deadline, but none goes astray.
-            let is_late = matches!(
-                outcome,
-                Err(CollectiveError::Stalled { .. } | CollectiveError::GaveUp { .. })
-            );
-            assert!(outcome.is_ok() || is_late, "{outcome:?}");
+            let is_fine = match &outcome {
+                Ok(()) | Err(CollectiveError::Stalled { .. } | CollectiveError::GaveUp { .. }) => {
+                    true
+                }
+                // Even a last word may be so late, but not every time.
+                Err(CollectiveError::Gone { .. }) if was_long && num_held_up < 5 => {
+                    num_held_up += 1;
+                    begun = Instant::now();
+                    true
+                }
+                Err(_) => false,
+            };
+            assert!(is_fine, "{outcome:?}");
         }
     }
 }

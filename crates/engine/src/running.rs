@@ -140,10 +140,9 @@ impl Running {
         self.orphans.clear();
     }
 
-    /// Ends a request that kills the workers.
+    /// Ends a request that kills the workers; its owner hears of it from the next [`Self::tell`].
     pub(crate) fn fail(&mut self, request: RequestId) {
         self.scheduler.fail(request, SlotError::KillsWorkers, &mut self.events);
-        self.deliver();
     }
 
     /// Ends every request with an error of the engine's.

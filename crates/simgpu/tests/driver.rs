@@ -241,7 +241,8 @@ fn a_buffer_that_is_reused_too_early_shows() {
         }
         read(to, 1, stream)[0]
     };
-    assert_eq!(copied(pinned, &mut []), 0x0202_0202);
+    // A busy machine may write a second time only after the copy, but not every time.
+    assert!((0..50).any(|_| copied(pinned, &mut []) != 0x0101_0101));
     assert_eq!(copied(pinned, &mut vec![0; 1024]), 0x0101_0101);
     // SAFETY: allocated above; all copies are done.
     ok(unsafe { cuMemFreeHost(pinned) });

@@ -56,6 +56,7 @@ fn run_tests(cargo: &mut Command, out: &mut dyn Write) -> anyhow::Result<()> {
         while lines.next().is_some_and(|line| sender.send(line).is_ok()) {}
     });
     let mut totals = Totals::default();
+    let mut had_ended = false;
     loop {
         match lines.recv_timeout(PATIENCE) {
             Ok(line) => {
@@ -63,9 +64,10 @@ fn run_tests(cargo: &mut Command, out: &mut dyn Write) -> anyhow::Result<()> {
                 out.write_all(&[&line, b"\n".as_slice()].concat()).context("cannot write")?;
             }
             Err(RecvTimeoutError::Disconnected) => break,
-            // A process that a test left behind may hold the pipe open for ever.
-            Err(RecvTimeoutError::Timeout) if has_ended(&mut child) => break,
-            Err(RecvTimeoutError::Timeout) => {}
+            // A process that a test left behind may hold the pipe open for ever. Once all was silent
+            // for so long after the end, what was said before it has come.
+            Err(RecvTimeoutError::Timeout) if had_ended => break,
+            Err(RecvTimeoutError::Timeout) => had_ended = has_ended(&mut child),
         }
     }
     let status = child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;

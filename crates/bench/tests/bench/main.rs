@@ -274,8 +274,9 @@ async fn what_was_due_and_found_no_place_is_counted() {
         concurrency: vec![1],
         requests: Some(5),
         warmup: 0,
-        duration: Some(Duration::from_millis(100)),
-        timeout: Duration::from_millis(300),
+        duration: Some(Duration::from_millis(500)),
+        // Longer, so that the first one keeps its place until the end.
+        timeout: Duration::from_secs(2),
         ..options(&server)
     };
     let report = bench(&options).await.unwrap();
@@ -310,7 +311,8 @@ async fn a_duration_ends_a_run_and_a_cancelled_one_reports_what_it_has() {
     assert_eq!(report.total_failure(), None);
     let error = run(&endless, &live, &cancel).await.unwrap_err();
     assert!(matches!(error, BenchError::Interrupted), "{error}");
-    let late = Options { timeout: Duration::from_millis(50), requests: Some(2), ..endless };
+    // So much that what only looks at the server is answered in time.
+    let late = Options { timeout: Duration::from_secs(2), requests: Some(2), ..endless };
     let report = bench(&late).await.unwrap();
     assert_eq!(report.runs[0].errors["timeout"].count, 2);
 }

@@ -17,16 +17,25 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) type Boxed = Box<dyn Transport>;
 
-/// Runs `work` as every rank of a group, each on a thread, and returns what they return by rank.
+/// Runs `work` as every rank of a group, each on a thread, and returns what they return by rank. Nobody
+/// leaves before all are through: whoever has passed a barrier knows that all have come to it, and not
+/// that all have passed it, and those who have not would hear of a peer that gave up. A rank that
+/// panics leaves at once, which frees those who wait for it.
 pub(crate) fn as_ranks<T: Transport, R: Send>(
     transports: Vec<T>,
-    work: impl Fn(usize, T) -> R + Sync,
+    work: impl Fn(usize, &mut T) -> R + Sync,
 ) -> Vec<R> {
     thread::scope(|scope| {
         let work = &work;
-        let spawn = |(rank, transport)| scope.spawn(move || work(rank, transport));
+        let spawn = |(rank, mut transport): (usize, T)| {
+            scope.spawn(move || {
+                let result = work(rank, &mut transport);
+                (result, transport)
+            })
+        };
         let threads: Vec<_> = transports.into_iter().enumerate().map(spawn).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        let through: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        through.into_iter().map(|(result, _)| result).collect()
     })
 }
 

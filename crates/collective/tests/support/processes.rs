@@ -208,6 +208,7 @@ fn connect(
 
 fn perform(transport: &mut Box<dyn Transport>, command: &str) -> String {
     let rank = transport.shard().rank;
+    let (command, argument) = command.split_once(' ').unwrap_or((command, ""));
     let outcome = match command {
         "sum" => {
             let mut values = vec![(1 << rank) as f32; 100];
@@ -218,10 +219,11 @@ fn perform(transport: &mut Box<dyn Transport>, command: &str) -> String {
         "hang" => loop {
             thread::park();
         },
-        // Slow, but working.
+        // Slow, but working for so many milliseconds.
         "work" => {
+            let lasting = Duration::from_millis(argument.parse().unwrap());
             let begun = Instant::now();
-            while begun.elapsed() < Duration::from_millis(2500) {
+            while begun.elapsed() < lasting {
                 transport.progress().advance();
                 thread::sleep(Duration::from_millis(5));
             }

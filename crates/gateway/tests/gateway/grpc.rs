@@ -51,12 +51,12 @@ async fn idle_connections_are_closed() {
     let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
     let ended = tokio::spawn(connection);
     let head = axum::http::Request::post(format!("http://x{HEALTH}"));
+    let begin = Instant::now();
     let (response, mut sending) = client.send_request(head.body(()).unwrap(), false).unwrap();
     sending.send_data(frame(b""), true).unwrap();
     assert_eq!(answer(response).await.status, OK);
-    let begin = Instant::now();
     let _ = timeout(LONG, ended).await.expect("it is closed");
-    assert!(begin.elapsed() >= SHORT / 2);
+    assert!(begin.elapsed() >= SHORT, "{:?}", begin.elapsed());
 }
 
 #[tokio::test]
@@ -66,10 +66,11 @@ async fn a_stream_that_nobody_reads_ends_alone() {
     let mut client = GrpcClient::with_window(running.grpc, 1000).await;
     let long = [text_request("ab", 190), field(7, number(1, 20))].concat();
     let _unread = client.stream(GENERATE, &long).await;
-    running.live(1).await;
+    assert_eq!(running.num_begun(), 1);
     // Others on the connection are answered meanwhile.
     assert_eq!(client.call(LIST_MODELS, b"").await.status, OK);
-    timeout(LONG, running.live(0)).await.expect("the unread one is cancelled");
+    // The unread one is cancelled, perhaps before this looks.
+    running.live(0).await;
     assert_eq!(client.call(HEALTH, b"").await.status, OK, "the connection goes on");
 }
 
@@ -150,12 +151,12 @@ async fn a_cancelled_call_frees_the_engine() {
     let stream = client.stream(GENERATE, &text_request("ab", 5)).await;
     running.live(1).await;
     drop(stream);
-    timeout(LONG, running.live(0)).await.expect("cancelled");
+    running.live(0).await;
     // The client is gone as a whole.
     let stream = client.stream(GENERATE, &text_request("ab", 5)).await;
     running.live(1).await;
     drop((stream, client));
-    timeout(LONG, running.live(0)).await.expect("cancelled");
+    running.live(0).await;
 }
 
 #[tokio::test]

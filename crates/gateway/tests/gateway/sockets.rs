@@ -9,8 +9,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::fake_engine::{Client, Script, Then, bytes, chat_body, client, script};
+use crate::patience::LONG;
 
 pub(crate) struct Running {
     pub(crate) client: Client,
@@ -57,8 +59,19 @@ impl Running {
         String::from_utf8(answer).unwrap()
     }
 
+    /// Waits until the engine has so many streams.
     pub(crate) async fn live(&self, count: usize) {
-        self.client.engine.live.subscribe().wait_for(|live| *live == count).await.unwrap();
+        let mut live = self.client.engine.live.subscribe();
+        let waiting = timeout(LONG, live.wait_for(|live| *live == count));
+        let is_so = waiting.await.is_ok_and(|seen| seen.is_ok());
+        let now = *self.client.engine.live.borrow();
+        assert!(is_so, "waited for {count} streams of the engine, there are {now}");
+    }
+
+    /// How many generations have begun so far, whether or not they go on: an answer's head says that
+    /// its own has.
+    pub(crate) fn num_begun(&self) -> usize {
+        self.client.engine.requests.lock().unwrap().len()
     }
 }
 
@@ -130,8 +143,9 @@ async fn an_idle_connection_does_not_hold_up_the_end() {
 
 #[tokio::test]
 async fn heads_are_bounded_in_size_and_time() {
+    // Much more than those who send a whole head at once need.
     let config =
-        GatewayConfig { header_timeout: Duration::from_millis(50), ..GatewayConfig::default() };
+        GatewayConfig { header_timeout: Duration::from_millis(500), ..GatewayConfig::default() };
     let running = start(script(bytes("x")), config).await;
     let long =
         format!("GET /health HTTP/1.1\r\nhost: x\r\nlong: {}\r\n\r\n", "x".repeat(100 << 10));
