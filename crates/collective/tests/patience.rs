@@ -54,7 +54,7 @@ fn beats_between_two_operations_tell_of_one() {
     // A beat every millisecond.
     const DEADLINE: Duration = Duration::from_millis(10);
     // Whoever hears no last word of a peer for so long after their connection of values ended takes it
-    // for dead.
+    // for dead (`EXPLANATION` in `tcp/exchange.rs`).
     const EXPLANATION: Duration = Duration::from_secs(1);
     let (mut begun, mut num_held_up) = (Instant::now(), 0);
     while begun.elapsed() < Duration::from_secs(1) {

@@ -295,8 +295,7 @@ impl Core {
 
     fn give_up(&self, running: &mut Running, reason: String) -> Option<Group> {
         error!("giving up: {reason}");
-        running.fail_all();
-        running.publish(&self.shared.status);
+        running.fail_all(&self.shared.status);
         self.set_state(EngineState::Failed { reason });
         None
     }

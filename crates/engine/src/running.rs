@@ -20,9 +20,9 @@ pub(crate) struct Running {
     /// The plan that [`Self::next_plan`] made; reused from step to step.
     pub(crate) plan: StepPlan,
     /// Time of steps on the workers, since the engine started.
-    pub(crate) step_time_us: Histogram,
+    step_time_us: Histogram,
     /// Tokens of these steps.
-    pub(crate) step_tokens: Histogram,
+    step_tokens: Histogram,
     /// Tokens of the plans in flight, the oldest first.
     tokens_in_flight: VecDeque<u64>,
     requests: Requests,
@@ -111,15 +111,15 @@ impl Running {
     }
 
     /// Publishes the counts and delivers events, in this order: who has its answer finds it counted,
-    /// and its blocks given back. (An owner that is found gone has sent its cancel, or is about to:
-    /// that brings the next counts.)
+    /// and its blocks given back unless a plan in flight still names them. (An owner that is found
+    /// gone has sent its cancel, or is about to: that brings the next counts.)
     pub(crate) fn tell(&mut self, status: &watch::Sender<EngineStatus>) {
         self.publish(status);
         self.deliver();
     }
 
     /// Lets everybody see the counts as they are now.
-    pub(crate) fn publish(&self, status: &watch::Sender<EngineStatus>) {
+    fn publish(&self, status: &watch::Sender<EngineStatus>) {
         let mut stats = self.scheduler.stats();
         status.send_modify(|status| {
             stats.worker_restarts = status.stats.worker_restarts;
@@ -130,7 +130,7 @@ impl Running {
     }
 
     /// Hands events to their owners, and cancels requests whose owner is gone.
-    pub(crate) fn deliver(&mut self) {
+    fn deliver(&mut self) {
         self.requests.deliver(&mut self.events, &mut self.orphans);
         while let Some(id) = self.orphans.pop() {
             self.scheduler.cancel(id, &mut self.events);
@@ -145,20 +145,21 @@ impl Running {
         self.scheduler.fail(request, SlotError::KillsWorkers, &mut self.events);
     }
 
-    /// Ends every request with an error of the engine's.
-    pub(crate) fn fail_all(&mut self) {
+    /// Ends every request with an error of the engine's, and tells of it.
+    pub(crate) fn fail_all(&mut self, status: &watch::Sender<EngineStatus>) {
         self.deliver();
         let ids = self.requests.ids();
         for &id in &ids {
-            let kind =
-                EventKind::Finished { reason: FinishReason::EngineLost, usage: Usage::default() };
-            self.events.push(Event { request: id, kind });
-        }
-        self.deliver();
-        for id in ids {
             self.scheduler.cancel(id, &mut self.events);
         }
+        // Not a cancel is what their owners hear of.
         self.events.clear();
+        self.events.extend(ids.into_iter().map(|request| {
+            let kind =
+                EventKind::Finished { reason: FinishReason::EngineLost, usage: Usage::default() };
+            Event { request, kind }
+        }));
+        self.tell(status);
     }
 }
 

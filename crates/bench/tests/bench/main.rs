@@ -311,7 +311,7 @@ async fn a_duration_ends_a_run_and_a_cancelled_one_reports_what_it_has() {
     assert_eq!(report.total_failure(), None);
     let error = run(&endless, &live, &cancel).await.unwrap_err();
     assert!(matches!(error, BenchError::Interrupted), "{error}");
-    // So much that what only looks at the server is answered in time.
+    // Enough for the requests that only look at the server.
     let late = Options { timeout: Duration::from_secs(2), requests: Some(2), ..endless };
     let report = bench(&late).await.unwrap();
     assert_eq!(report.runs[0].errors["timeout"].count, 2);

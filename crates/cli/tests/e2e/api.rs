@@ -183,6 +183,8 @@ fn stop_strings(server: &Server) {
 
 /// Requests dropped at random moments: before the first token, in the middle, near the end.
 fn cancelled_requests_free_their_blocks(server: &Server) {
+    let tokens = || server.metric("oarlock_generation_tokens_total");
+    let before = tokens();
     let mut state = 7_u64;
     for round in 0..25 {
         std::thread::scope(|scope| {
@@ -193,6 +195,7 @@ fn cancelled_requests_free_their_blocks(server: &Server) {
                 scope.spawn(move || {
                     let mut request = chat(&format!("Tell story {round}/{index}"));
                     request["max_tokens"] = json!(200);
+                    request["ignore_eos"] = json!(true);
                     request["stream"] = json!(true);
                     let stream = server.stream("/v1/chat/completions", &request);
                     // Dropped here, after some events or none.
@@ -204,4 +207,7 @@ fn cancelled_requests_free_their_blocks(server: &Server) {
         });
     }
     wait_for_rest(server);
+    // Of forty thousand that they asked for.
+    let given = tokens() - before;
+    assert!(given < 10_000.0, "{given} tokens for nobody");
 }

@@ -25,7 +25,7 @@ fn serve(model: &str, dtype: &str, seed: u64, arguments: &[&str]) -> Server {
         .args(arguments.iter().copied())
         .env("OARLOCK_SIMGPU", "1x4GiB")
         .env("OARLOCK_SIMGPU_SEED", &seed.to_string());
-    // Two simulated devices share two cores.
+    // Two servers with a simulated device each share two cores.
     Server::start(&on_device(options).timeout(3 * PATIENCE)).unwrap()
 }
 

@@ -5,11 +5,14 @@ use std::thread;
 use oarlock_testkit::{PATIENCE, Server, Signal, send_signal, wait_until};
 use serde_json::Value;
 
+/// Of a server whose workers stand still for a test: it is not to take them for stuck.
+pub(crate) const PATIENT: &str = "--stall-seconds=120";
+
 /// Tokens that may still come of a sequence whose workers stand still: those of plans in flight, and one more
 /// that is on its way.
 pub(crate) const ON_THEIR_WAY: usize = 3;
 
-/// Workers that stand still until this is dropped. (Their engine must have the patience: `--stall-seconds`.)
+/// Workers that stand still until this is dropped. (Their server must be [`PATIENT`].)
 pub(crate) struct Stopped(Vec<u32>);
 
 impl Stopped {
@@ -23,7 +26,7 @@ impl Stopped {
         Self(pids)
     }
 
-    /// Kills one of them, the others never go on.
+    /// Kills one of them; the others never go on, their engine ends them.
     pub(crate) fn kill(mut self, rank: usize) {
         let pids = std::mem::take(&mut self.0);
         send_signal(pids[rank % pids.len()], Signal::KILL);

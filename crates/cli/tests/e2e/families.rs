@@ -8,11 +8,10 @@ use oarlock_testkit::{Server, ServerOptions, TINY_MODELS, TinyModel, fixture, fi
 use serde_json::{Value, json};
 
 use crate::alone;
-use crate::disturbance::post_in_company;
+use crate::disturbance::{PATIENT, post_in_company};
 
 fn on_cpu(model: &str, arguments: &[&str]) -> Server {
-    // Workers that stand still for a test are not to be taken for stuck.
-    let common = ["--served-name=m", "--device=cpu", "--threads=2", "--stall-seconds=60"];
+    let common = ["--served-name=m", "--device=cpu", "--threads=2", PATIENT];
     let options = ServerOptions::new(fixture(&format!("tiny/{model}"))).args(common);
     Server::start(&options.args(arguments.iter().copied())).unwrap()
 }

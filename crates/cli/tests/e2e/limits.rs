@@ -3,7 +3,7 @@
 use oarlock_testkit::{PATIENCE, Server, ServerOptions, TinyModel, wait_until};
 use serde_json::{Value, json};
 
-use crate::disturbance::{Stopped, wait_for_rest};
+use crate::disturbance::{PATIENT, Stopped, wait_for_rest};
 
 const FLAGS: [&str; 24] = [
     "--max-choices",
@@ -140,8 +140,7 @@ fn conversations_and_queues_have_limits_with_flags() {
         "3",
         "--max-queued-tokens",
         "64",
-        "--stall-seconds",
-        "60",
+        PATIENT,
     ];
     let server = Server::start(&options.args(flags)).unwrap();
     let message = json!({"role": "user", "content": "a"});

@@ -4,7 +4,7 @@
 use oarlock_testkit::{PATIENCE, Server, ServerOptions, TinyModel, wait_until};
 use serde_json::{Value, json};
 
-use crate::disturbance::{ON_THEIR_WAY, Stopped, in_its_middle};
+use crate::disturbance::{ON_THEIR_WAY, PATIENT, Stopped, in_its_middle};
 
 /// A request with further fields.
 fn request(fields: &Value) -> Value {
@@ -246,7 +246,6 @@ fn options_mean_what_they_say() {
     prompts_and_their_scores(&server);
     open_last_messages(&server);
     drop(server);
-    let one_slot =
-        options.args(["--max-seqs", "1", "--kv-cache-tokens", "512", "--stall-seconds", "60"]);
+    let one_slot = options.args(["--max-seqs", "1", "--kv-cache-tokens", "512", PATIENT]);
     urgent_requests_go_first(&Server::start(&one_slot).unwrap());
 }

@@ -28,7 +28,7 @@ const SLOW: usize = SILENT + DRIPPING_HEADS + DRIPPING_BODIES + NEVER_READING;
 const STEADY: usize = SLOW - LONG_ANSWERS - 8;
 /// Requests by which the others are measured.
 const PROBES: usize = 60;
-/// How often, with the slow clients there: who delays others does so each time, and a busy machine does not.
+/// How often they are, with the slow clients there.
 const ROUNDS: usize = 3;
 /// Memory of the server for each slow client at most.
 const BYTES_PER_CLIENT: u64 = 64 << 10;
@@ -130,7 +130,8 @@ fn two_thousand_slow_clients_delay_nobody() {
     wait_until("all are accepted", PATIENCE, || open_files(server.pid()) >= files + STEADY);
     // What they asked for is computed, or given up, although nobody reads it.
     wait_for_rest(&server);
-    wait_until("those with the long answers are cut off", PATIENCE, || {
+    let cut_off = Duration::from_secs(30);
+    wait_until("those with the long answers are cut off", cut_off, || {
         open_files(server.pid()) <= files + SLOW - LONG_ANSWERS + 2
     });
     let stop = AtomicBool::new(false);
@@ -152,13 +153,17 @@ fn two_thousand_slow_clients_delay_nobody() {
     eprintln!("{} KiB for each slow client", (grown >> 10) / SLOW as u64);
     let median = 4 * before.median().max(after.median()) + Duration::from_millis(50);
     let worst = 10 * before.worst().max(after.worst()) + Duration::from_millis(250);
-    let is_undelayed = |round: &Latencies| {
+    for round in &during {
         eprintln!(
             "median {:?} of {median:?}, worst {:?} of {worst:?}",
             round.median(),
             round.worst()
         );
-        round.median() < median && round.worst() < worst
-    };
-    assert!(during.iter().any(is_undelayed), "slow clients delay the others");
+    }
+    assert!(during.iter().all(|round| round.median() < median), "slow clients delay the others");
+    // A busy machine has bad moments; who lets slow clients hold up others has them in each round.
+    assert!(
+        during.iter().any(|round| round.worst() < worst),
+        "slow clients delay some of the others"
+    );
 }
