@@ -46,7 +46,7 @@ fn assert_stalled(outcomes: &[(String, Duration)]) {
     for (outcome, _) in outcomes {
         let seconds = outcome[error.len()..].trim_end_matches(" s");
         let seconds: f64 = seconds.parse().unwrap();
-        let possible = SHORT.as_secs_f64()..(SHORT + SOON).as_secs_f64();
+        let possible = SHORT.as_secs_f64()..2.0 * SHORT.as_secs_f64();
         assert!(possible.contains(&seconds), "{outcomes:?}");
     }
 }

@@ -241,8 +241,9 @@ fn a_buffer_that_is_reused_too_early_shows() {
         }
         read(to, 1, stream)[0]
     };
-    // A busy machine may be so late that it writes again after the copy, but not every time.
-    assert!((0..50).any(|_| copied(pinned, &mut []) != 0x0101_0101));
+    // A busy machine may be so late that it writes again after the copy, but not often.
+    let shown = (0..20).filter(|_| copied(pinned, &mut []) != 0x0101_0101).count();
+    assert!(shown > 10, "{shown} of 20");
     assert_eq!(copied(pinned, &mut vec![0; 1024]), 0x0101_0101);
     // SAFETY: allocated above; all copies are done.
     ok(unsafe { cuMemFreeHost(pinned) });

@@ -139,7 +139,7 @@ mod tests {
             r#"oarlock_http_requests_total{route="/health",status="200"} 1"#,
             r#"oarlock_num_requests_running{engine="e0",model_name="m"} 0.0"#,
             r#"oarlock_request_success_total{model_name="m",finished_reason="abort"} 2"#,
-            r#"oarlock_time_to_first_token_seconds_bucket{le="10.0",model_name="m"} 2"#,
+            r#"oarlock_time_to_first_token_seconds_bucket{le="1.0",model_name="m"} 2"#,
         ] {
             assert!(text.contains(line), "{line} not in\n{text}");
         }

@@ -209,5 +209,6 @@ fn cancelled_requests_free_their_blocks(server: &Server) {
     wait_for_rest(server);
     // Of forty thousand that they asked for.
     let given = tokens() - before;
-    assert!(given < 10_000.0, "{given} tokens for nobody");
+    eprintln!("{given} tokens of cancelled requests");
+    assert!(given < 5_000.0, "{given} tokens for nobody");
 }

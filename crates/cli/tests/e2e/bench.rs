@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use oarlock_testkit::{PATIENCE, Server, ServerOptions, TinyModel, binary};
+use oarlock_testkit::{Server, ServerOptions, TinyModel, binary};
 use serde_json::Value;
 
 fn bench(arguments: &[&str]) -> Output {
@@ -65,7 +65,7 @@ fn bench_measures_a_server() {
     let text = bench(&["--url", &url, "--requests", "4", "--output-len", "4", "--input-len", "9"]);
     let text = String::from_utf8(text.stdout).unwrap();
     assert!(text.contains("4 ok, 0 failed") && text.contains("TTFT"), "{text}");
-    server.stop(PATIENCE);
+    server.stop(std::time::Duration::from_secs(10));
     let output = bench(&["--url", &url]);
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));

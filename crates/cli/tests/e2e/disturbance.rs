@@ -1,6 +1,7 @@
 //! How tests disturb a server at the right moment, on a machine where every thread may be late.
 
 use std::thread;
+use std::time::Duration;
 
 use oarlock_testkit::{PATIENCE, Server, Signal, send_signal, wait_until};
 use serde_json::Value;
@@ -81,7 +82,7 @@ pub(crate) fn post_in_company(server: &Server, requests: &[Value], others: &[Val
 
 /// Waits until no request is left and everything that they had is given back.
 pub(crate) fn wait_for_rest(server: &Server) {
-    wait_until("everything is given back", PATIENCE, || {
+    wait_until("everything is given back", Duration::from_secs(15), || {
         let metrics = server.metrics();
         [
             "oarlock_num_requests_running",

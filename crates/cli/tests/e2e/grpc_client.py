@@ -165,11 +165,11 @@ before = total("generation_tokens_total")
 call = generate(request)
 next(call), next(call)
 call.cancel()
-until = time.monotonic() + 60
+until = time.monotonic() + 20
 while total("num_requests_running") != 0:
     assert time.monotonic() < until, "a cancelled call still runs"
     time.sleep(0.02)
 given = total("generation_tokens_total") - before
-assert given < 1000, f"a cancelled call goes on: {given} tokens"
+assert given < 300, f"a cancelled call goes on: {given} tokens"
 
 print("all checks passed")

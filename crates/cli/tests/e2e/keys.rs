@@ -10,7 +10,7 @@ use oarlock_testkit::{Response, Server, ServerOptions, TinyModel, binary, wait_u
 use serde_json::{Value, json};
 
 /// A server notices a change within a second or two; a busy machine may take longer.
-const NOTICED: Duration = Duration::from_secs(30);
+const NOTICED: Duration = Duration::from_secs(10);
 
 fn oarlock_keys(file: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(binary());

@@ -80,9 +80,9 @@ fn the_worker_stays_under_a_gibibyte_and_ends_with_its_engine() {
     assert!(resident < 1 << 30, "{resident} bytes");
 
     server.signal(Signal::KILL);
-    server.wait_for_exit(PATIENCE).expect("killed");
+    server.wait_for_exit(Duration::from_secs(5)).expect("killed");
     let gone = || !fs::exists(format!("/proc/{worker}")).expect("procfs") || is_zombie(worker);
-    wait_until("the worker ended with its engine", Duration::from_secs(30), gone);
+    wait_until("the worker ended with its engine", Duration::from_secs(5), gone);
 }
 
 /// A second start takes the weights' hash from the cache: one that is changed there is believed.
@@ -135,7 +135,7 @@ fn sigterm_lets_running_requests_finish() {
     server.signal(Signal::TERM);
     events.extend(stream.collect_json());
     assert_eq!(merge(&events), expected);
-    let status = server.wait_for_exit(PATIENCE).expect("it ends once drained");
+    let status = server.wait_for_exit(Duration::from_secs(10)).expect("it ends once drained");
     assert!(status.success(), "{status}");
 }
 

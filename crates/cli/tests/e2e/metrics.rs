@@ -1,6 +1,8 @@
 //! A scrape of a live server, read by a real Prometheus parser.
 
-use oarlock_testkit::{PATIENCE, Server, ServerOptions, TinyModel, wait_until};
+use std::time::Duration;
+
+use oarlock_testkit::{Server, ServerOptions, TinyModel, wait_until};
 use serde_json::{Value, json};
 
 use crate::disturbance::wait_for_rest;
@@ -42,7 +44,7 @@ fn a_scrape_is_what_prometheus_reads() {
     stream.next_json().expect("a first event");
     drop(stream);
     assert_eq!(server.post("/v1/completions", &completion(&json!({"n": -1}))).status, 400);
-    wait_until("the cancelled request is counted", PATIENCE, || {
+    wait_until("the cancelled request is counted", Duration::from_secs(20), || {
         let metrics = server.get("/metrics");
         metrics.text().contains(r#"model_name="tiny",finished_reason="abort"} 1"#)
     });

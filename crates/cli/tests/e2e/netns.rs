@@ -4,6 +4,7 @@
 use std::fs;
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use oarlock_testkit::{PATIENCE, Server, ServerOptions, wait_until};
 use serde_json::{Value, json};
@@ -122,7 +123,7 @@ fn ranks_of_two_hosts_give_the_bits_of_one() {
             server.metric("oarlock_generation_tokens_total") > generated + 12.0
         });
         namespaces.wire("down");
-        wait_until("the loss is found", PATIENCE, || restarts() > 0.0);
+        wait_until("the loss is found", Duration::from_secs(20), || restarts() > 0.0);
         namespaces.wire("up");
         asking.into_iter().map(|asking| asking.join().expect("an answer")).collect()
     });

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use crate::{alone, turn};
 
 const STREAMS: u64 = 16;
-/// A machine may be so busy that a good rank is silent for a second.
-const STALL: Duration = Duration::from_secs(3);
+/// Seconds of patience: a machine may be so busy that a good rank is silent for one.
+const STALL: u64 = 3;
 
 /// Long enough that all are in their middle for a while.
 fn request(index: u64) -> Value {
@@ -50,7 +50,7 @@ fn streamed(server: &Server, request: &Value) -> (Vec<Value>, Vec<Value>) {
 }
 
 fn serve(arguments: &[&str]) -> Server {
-    let stall = STALL.as_secs().to_string();
+    let stall = STALL.to_string();
     let common = ["--served-name", "m", "--stall-seconds", &stall];
     let options = ServerOptions::new(fixture("tiny/llama")).args(common);
     Server::start(&options.args(arguments.iter().copied())).unwrap()
@@ -68,7 +68,6 @@ fn disturb(ranks: usize, collective: &str) {
     let requests: Vec<_> = (0..STREAMS).map(request).collect();
     let undisturbed: Vec<_> = requests.iter().map(|request| whole(&server, request)).collect();
     let faults = [Signal::KILL, Signal::STOP].into_iter();
-    let mut soonest = Duration::MAX;
     for (number, (signal, rank)) in
         faults.flat_map(|signal| (0..ranks).map(move |rank| (signal, rank))).enumerate()
     {
@@ -87,11 +86,9 @@ fn disturb(ranks: usize, collective: &str) {
                 server.metric("oarlock_generation_tokens_total") > generated + 40.0
             });
             send_signal(workers[rank], signal);
-            let sent = Instant::now();
-            wait_until("the loss is found", PATIENCE, || restarts(server) > restarts_before);
-            if signal == Signal::STOP {
-                soonest = soonest.min(sent.elapsed());
-            }
+            // One that ends is found at once, one that stands still in about its patience.
+            let soon = Duration::from_secs(if signal == Signal::STOP { STALL + 3 } else { 4 });
+            wait_until("the loss is found", soon, || restarts(server) > restarts_before);
             streams.into_iter().map(|stream| stream.join().expect("a whole stream")).collect()
         });
         let what = format!("{signal:?} of rank {rank} of {ranks} over {collective}");
@@ -110,12 +107,10 @@ fn disturb(ranks: usize, collective: &str) {
         let lives = |pid: &u32| Path::new(&format!("/proc/{pid}")).exists();
         assert!(!workers.iter().any(lives), "{what}: no rank outlives its group");
     }
-    // A busy machine is late at times, one that has another patience is each time.
-    assert!(soonest < 2 * STALL, "a rank that stands still is found after {soonest:?}");
     // Nothing runs: a rank that is stopped now is found, too, and the next request finds a good group.
     let (before, last) = (restarts(&server), server.worker_pids()[ranks - 1]);
     send_signal(last, Signal::STOP);
-    wait_until("the idle group is replaced", PATIENCE, || {
+    wait_until("the idle group is replaced", Duration::from_secs(20), || {
         restarts(&server) > before && server.get("/ready").status == 200
     });
     assert_eq!(whole(&server, &requests[3]), undisturbed[3]);
@@ -142,8 +137,8 @@ fn readiness_says_that_a_rank_is_stuck() {
     let launcher = format!("sh {}", slow.display());
     let server = serve(&["--tensor-parallel", "2", "--worker-launcher", &launcher]);
     send_signal(server.worker_pids()[0], Signal::STOP);
-    wait_until("it is not ready", PATIENCE, || server.get("/ready").status == 503);
-    wait_until("it is ready again", PATIENCE, || server.get("/ready").status == 200);
+    wait_until("it is not ready", Duration::from_secs(10), || server.get("/ready").status == 503);
+    wait_until("it is ready again", Duration::from_secs(20), || server.get("/ready").status == 200);
     server.wait_for_log("rank 0 gave no sign of life");
 }
 
@@ -151,38 +146,21 @@ fn readiness_says_that_a_rank_is_stuck() {
 #[test]
 fn a_long_prompt_on_a_slow_machine_is_no_stall() {
     let Some((_turn, model)) = turn() else { return };
-    // Who takes slow for stuck does so each time; a machine that gives a rank no core for a second does not.
-    let seconds =
-        (0..3).find_map(|_| long_step(&model)).expect("a long step is a stall, each time");
-    assert!(seconds > 3.0, "no prompt was slow enough to tell: {seconds} s");
-}
-
-/// Seconds of a step that takes long, of a server with a patience of one second; `None` where that replaced its
-/// group.
-fn long_step(model: &Path) -> Option<f32> {
     let slow = ["--instruction-set", "portable", "--stall-seconds", "1", "--step-tokens", "1024"];
     let ranks = ["--served-name", "demo", "--tensor-parallel", "2", "--threads", "2"];
-    let options = ServerOptions::new(model).args(ranks).args(slow);
-    // A good group may be late for its first second already.
-    let server = Server::start(&options).inspect_err(|error| eprintln!("{error}")).ok()?;
-    let mut seconds = 0.0;
+    let server = Server::start(&ServerOptions::new(model).args(ranks).args(slow)).unwrap();
     // On a fast machine it takes more of a prompt.
-    for len in [40, 160, 640] {
+    let seconds = [40, 160, 640].into_iter().map(|len| {
         let prompt: Vec<u64> = (0..len).map(|at| 1000 + at * 7).collect();
         let begin = Instant::now();
         let body = json!({"model": "demo", "prompt": prompt, "max_tokens": 1});
-        let response = server.post("/v1/completions", &body);
-        seconds = begin.elapsed().as_secs_f32();
-        if restarts(&server) > 0.0 {
-            eprintln!("taken for stuck:\n{}", server.log());
-            return None;
-        }
-        response.ok_json();
-        if seconds > 3.0 {
-            break;
-        }
-    }
-    Some(seconds)
+        server.post("/v1/completions", &body).ok_json();
+        begin.elapsed().as_secs_f32()
+    });
+    let seconds = seconds.into_iter().find(|seconds| *seconds > 3.0);
+    eprintln!("a step of {seconds:?} s");
+    assert!(seconds.is_some(), "no prompt was slow enough to tell");
+    assert_eq!(restarts(&server), 0.0, "{}", server.log());
 }
 
 /// What the model does not allow is refused with what it does.

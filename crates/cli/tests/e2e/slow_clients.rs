@@ -7,9 +7,7 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use oarlock_testkit::{
-    Client, PATIENCE, Server, ServerOptions, TinyModel, resident_bytes, wait_until,
-};
+use oarlock_testkit::{Client, Server, ServerOptions, TinyModel, resident_bytes, wait_until};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 
@@ -127,10 +125,12 @@ fn two_thousand_slow_clients_delay_nobody() {
     let connections: Vec<TcpStream> =
         beginnings().iter().map(|begin| client.open(begin.as_bytes()).unwrap()).collect();
     assert_eq!(connections.len(), SLOW);
-    wait_until("all are accepted", PATIENCE, || open_files(server.pid()) >= files + STEADY);
+    wait_until("all are accepted", Duration::from_secs(10), || {
+        open_files(server.pid()) >= files + STEADY
+    });
     // What they asked for is computed, or given up, although nobody reads it.
     wait_for_rest(&server);
-    let cut_off = Duration::from_secs(30);
+    let cut_off = Duration::from_secs(10);
     wait_until("those with the long answers are cut off", cut_off, || {
         open_files(server.pid()) <= files + SLOW - LONG_ANSWERS + 2
     });
@@ -147,7 +147,9 @@ fn two_thousand_slow_clients_delay_nobody() {
     assert!(open >= files + STEADY, "{open} files: the slow clients were not there");
     assert!(grown < BYTES_PER_CLIENT * SLOW as u64, "{grown} bytes");
     drop(connections);
-    wait_until("their connections are gone", PATIENCE, || open_files(server.pid()) <= files + 2);
+    wait_until("their connections are gone", Duration::from_secs(10), || {
+        open_files(server.pid()) <= files + 2
+    });
     // Other tests run beside this one: what counts is the worse of the two times without them.
     let after = Latencies::measure(client);
     eprintln!("{} KiB for each slow client", (grown >> 10) / SLOW as u64);
@@ -161,9 +163,7 @@ fn two_thousand_slow_clients_delay_nobody() {
         );
     }
     assert!(during.iter().all(|round| round.median() < median), "slow clients delay the others");
-    // A busy machine has bad moments; who lets slow clients hold up others has them in each round.
-    assert!(
-        during.iter().any(|round| round.worst() < worst),
-        "slow clients delay some of the others"
-    );
+    // A busy machine has a bad moment in one of them; who lets slow clients hold up others has more.
+    let undelayed = during.iter().filter(|round| round.worst() < worst).count();
+    assert!(2 * undelayed > ROUNDS, "slow clients delay some of the others");
 }
